@@ -1,0 +1,143 @@
+//! A counter sums increments made anywhere, and survives deletes made concurrently with them.
+//!
+//! Per incarnation it keeps a running total, and how much of that total deletes have covered. Merging takes the higher seq,
+//! entry by entry. A covered total counts only from the start it belongs to. (A PN-counter with causal reset; what a mere
+//! dropping of entries would do is in the design: deleted totals come back.)
+
+use crate::{Dot, Incarnation, Lineage, Seq, Vector};
+
+/// What one incarnation has added: as of `seq`, `total` since `start`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Total {
+    pub seq: Seq,
+    pub start: Seq,
+    pub total: i64,
+}
+
+/// How much of an incarnation's total deletes have covered, as of `seq`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Covered {
+    pub seq: Seq,
+    pub total: i64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counter {
+    /// Sorted by incarnation.
+    totals: Vec<(Incarnation, Total)>,
+    covered: Vec<(Incarnation, Covered)>,
+    seen: Vector,
+}
+
+fn at<T: Copy>(entries: &[(Incarnation, T)], incarnation: Incarnation) -> Option<T> {
+    entries.binary_search_by_key(&incarnation, |e| e.0).ok().map(|i| entries[i].1)
+}
+
+fn raise<T: Copy + Ord>(entries: &mut Vec<(Incarnation, T)>, incarnation: Incarnation, entry: T) {
+    match entries.binary_search_by_key(&incarnation, |e| e.0) {
+        Ok(i) => entries[i].1 = entries[i].1.max(entry),
+        Err(i) => entries.insert(i, (incarnation, entry)),
+    }
+}
+
+impl Counter {
+    pub fn from_parts(totals: Vec<(Incarnation, Total)>, covered: Vec<(Incarnation, Covered)>, seen: Vector) -> Self {
+        let mut out = Counter { seen, ..Counter::default() };
+        for (incarnation, total) in totals {
+            raise(&mut out.totals, incarnation, total);
+        }
+        for (incarnation, total) in covered {
+            raise(&mut out.covered, incarnation, total);
+        }
+        out
+    }
+
+    pub fn totals(&self) -> &[(Incarnation, Total)] {
+        &self.totals
+    }
+
+    pub fn covered(&self) -> &[(Incarnation, Covered)] {
+        &self.covered
+    }
+
+    pub fn seen(&self) -> &Vector {
+        &self.seen
+    }
+
+    /// The sum, wrapping at the ends of `i64` in every region alike.
+    pub fn value(&self) -> i64 {
+        self.totals.iter().fold(0i64, |sum, &(incarnation, entry)| {
+            let covered = match at(&self.covered, incarnation) {
+                Some(covered) if covered.seq >= entry.start => covered.total,
+                _ => 0,
+            };
+            sum.wrapping_add(entry.total).wrapping_sub(covered)
+        })
+    }
+
+    /// Whether some increment has not been deleted. A live counter may stand at zero.
+    pub fn is_live(&self) -> bool {
+        self.live_entries().next().is_some()
+    }
+
+    /// The entries that deletes have not wholly covered.
+    pub fn live_entries(&self) -> impl Iterator<Item = (Incarnation, Total)> {
+        self.totals
+            .iter()
+            .copied()
+            .filter(|&(incarnation, entry)| at(&self.covered, incarnation).is_none_or(|c| c.seq < entry.seq))
+    }
+
+    pub fn merge(&mut self, other: &Counter, lineage: Lineage<'_>) {
+        for &(incarnation, entry) in &other.totals {
+            raise(&mut self.totals, incarnation, entry);
+        }
+        for &(incarnation, entry) in &other.covered {
+            raise(&mut self.covered, incarnation, entry);
+        }
+        self.seen.join(&other.seen, lineage);
+    }
+
+    /// What an increment ships: its own incarnation's entry alone. Others' totals have streams of their own.
+    pub fn added(&self, dot: Dot, amount: i64) -> Counter {
+        let own = at(&self.totals, dot.incarnation);
+        let covered = at(&self.covered, dot.incarnation).map_or(0, |c| c.seq);
+        let (start, total) = match own {
+            Some(entry) if covered < entry.seq => (entry.start, entry.total),
+            // All of it is deleted: start anew, or those who have forgotten the delete would bring it back.
+            _ => (dot.seq, 0),
+        };
+        Counter {
+            totals: vec![(dot.incarnation, Total { seq: dot.seq, start, total: total.wrapping_add(amount) })],
+            covered: Vec::new(),
+            seen: Vector::of(dot),
+        }
+    }
+
+    /// The counter after a delete: everything it has seen is covered.
+    pub fn emptied(&self, dot: Dot, lineage: Lineage<'_>) -> Counter {
+        let mut out = self.clone();
+        for &(incarnation, entry) in &self.totals {
+            raise(&mut out.covered, incarnation, Covered { seq: entry.seq, total: entry.total });
+        }
+        out.seen.add(dot, lineage);
+        out
+    }
+
+    /// Merges with a complete state: what its sender does not list, at or below what it has absorbed, is gone.
+    pub fn complete(&mut self, absorbed: &Vector, listed: Option<&Counter>, lineage: Lineage<'_>) {
+        let nothing = Counter::default();
+        let listed = listed.unwrap_or(&nothing);
+        let stays = |incarnation: Incarnation, seq: Seq| {
+            at(&listed.totals, incarnation).is_some() || !absorbed.covers(Dot { incarnation, seq }, lineage)
+        };
+        self.totals.retain(|&(incarnation, entry)| stays(incarnation, entry.seq));
+        self.covered.retain(|&(incarnation, entry)| stays(incarnation, entry.seq));
+        self.seen.join(absorbed, lineage);
+        self.merge(listed, lineage);
+    }
+
+    pub fn dots(&self) -> impl Iterator<Item = Dot> {
+        self.seen.dots()
+    }
+}

@@ -1,0 +1,130 @@
+//! What a region has absorbed of each region's stream in one keyspace and shard, and what it has heard others say.
+//!
+//! A gap is waited for, never skipped; a duplicate is dropped. A tombstone goes only when every holder, in its own stream,
+//! has stated that it absorbed every dot of it, and this region has absorbed that statement.
+
+use std::collections::BTreeMap;
+
+use crate::{Body, Delta, Dot, Lineage, Record, Region, Statement, Vector, planted};
+
+/// Whether a delta may be applied now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    Apply,
+    Duplicate,
+    /// The delta before it has not been absorbed: fetch from there.
+    Gap {
+        prev: Dot,
+    },
+}
+
+/// The streams of one keyspace and shard, as one region has absorbed them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Streams {
+    applied: BTreeMap<Region, Vector>,
+    /// holder → what it last stated it had absorbed of each region's stream.
+    heard: BTreeMap<Region, BTreeMap<Region, Vector>>,
+    /// The last delta of this region's own stream: `prev` of the next.
+    last_own: Option<Dot>,
+    /// Whether something other than a statement was absorbed since this region's last statement.
+    news: bool,
+}
+
+impl Streams {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// From stored parts. `news` is assumed: one statement too many harms nobody.
+    pub fn from_parts(
+        applied: BTreeMap<Region, Vector>,
+        heard: BTreeMap<Region, BTreeMap<Region, Vector>>,
+        last_own: Option<Dot>,
+    ) -> Self {
+        let news = !applied.is_empty();
+        Streams { applied, heard, last_own, news }
+    }
+
+    pub fn applied(&self) -> &BTreeMap<Region, Vector> {
+        &self.applied
+    }
+
+    pub fn heard(&self) -> &BTreeMap<Region, BTreeMap<Region, Vector>> {
+        &self.heard
+    }
+
+    pub fn last_own(&self) -> Option<Dot> {
+        self.last_own
+    }
+
+    /// What has been absorbed of one region's stream.
+    pub fn cursor(&self, region: &Region) -> Vector {
+        self.applied.get(region).cloned().unwrap_or_default()
+    }
+
+    /// Everything absorbed, of all regions: the vector of a complete state.
+    pub fn absorbed(&self, lineage: Lineage<'_>) -> Vector {
+        self.applied.values().fold(Vector::new(), |all, v| all.joined(v, lineage))
+    }
+
+    pub fn admit(&self, origin: &Region, delta: &Delta, lineage: Lineage<'_>) -> Admission {
+        let nothing = Vector::new();
+        let have = self.applied.get(origin).unwrap_or(&nothing);
+        if have.covers(delta.dot, lineage) {
+            return Admission::Duplicate;
+        }
+        match delta.prev {
+            Some(prev) if !have.covers(prev, lineage) && !planted::is(planted::Bug::SkipGap) => Admission::Gap { prev },
+            _ => Admission::Apply,
+        }
+    }
+
+    /// Notes an admitted delta as absorbed. `own` when this very incarnation issued it.
+    pub fn absorb(&mut self, origin: &Region, delta: &Delta, own: bool, lineage: Lineage<'_>) {
+        self.applied.entry(origin.clone()).or_default().add(delta.dot, lineage);
+        if own {
+            self.last_own = Some(delta.dot);
+        }
+        match &delta.body {
+            Body::Statement(statement) => {
+                self.heard.insert(origin.clone(), statement.absorbed.iter().cloned().collect());
+                // A statement alone never causes another, or two idle regions would talk for ever.
+                self.news &= !own;
+            }
+            Body::Write(_) => self.news = true,
+        }
+    }
+
+    /// Moves cursors to what a state transfer brought. A cursor never moves back.
+    pub fn advance(&mut self, cursors: &[(Region, Vector)], lineage: Lineage<'_>) {
+        for (region, vector) in cursors {
+            self.applied.entry(region.clone()).or_default().join(vector, lineage);
+        }
+        self.news = true;
+    }
+
+    /// What a statement made now would say; `None` when it would say nothing new.
+    pub fn statement(&self) -> Option<Statement> {
+        self.news.then(|| Statement { absorbed: self.applied.clone().into_iter().collect() })
+    }
+
+    /// Whether `holder` is known to have absorbed `dot`.
+    pub fn has_absorbed(&self, holder: &Region, me: &Region, dot: Dot, lineage: Lineage<'_>) -> bool {
+        let Some(origin) = lineage.region(dot.incarnation) else { return false };
+        let said = if holder == me { Some(&self.applied) } else { self.heard.get(holder) };
+        said.and_then(|said| said.get(origin)).is_some_and(|v| v.covers(dot, lineage))
+    }
+
+    /// Whether a tombstone may be forgotten: every holder has absorbed every dot of it.
+    pub fn may_forget(&self, record: &Record, holders: &[Region], me: &Region, lineage: Lineage<'_>) -> bool {
+        let absorbed_by_all = |dot| holders.iter().all(|h| self.has_absorbed(h, me, dot, lineage));
+        !record.is_live() && (planted::is(planted::Bug::ForgetEarly) || record.dots().all(absorbed_by_all))
+    }
+
+    /// Whether this region lacks something of what, by others' memory, it once stated that it had absorbed: its disk was
+    /// restored, or lied. It must be completed by state before it serves.
+    pub fn is_behind(&self, stated: &[(Region, Vector)], lineage: Lineage<'_>) -> bool {
+        let nothing = Vector::new();
+        stated.iter().any(|(origin, vector)| !self.applied.get(origin).unwrap_or(&nothing).covers_all(vector, lineage))
+    }
+}
