@@ -1,0 +1,194 @@
+//! How one region's node is set up. `validate` names every fault at once.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use isle_model::limits::{CLOCK_DRIFT_MS_MAX, NAME_BYTES_MAX, SHARDS_DEFAULT, SHARDS_MAX};
+use isle_model::{KeyspaceId, Region, TokenKey};
+
+/// A keyspace that this region holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Keyspace {
+    pub id: KeyspaceId,
+    pub name: String,
+}
+
+impl Keyspace {
+    /// Equal in two regions exactly if they mean the same keyspace by this id.
+    pub fn fingerprint(&self) -> u64 {
+        // FNV-1a: a check against configuration mistakes, not against attackers.
+        let bytes = self.id.0.to_be_bytes().into_iter().chain(self.name.bytes());
+        bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+    }
+}
+
+/// Another region's node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerConfig {
+    pub region: Region,
+    /// Where to dial it. Means something to the connector only.
+    pub endpoint: String,
+}
+
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    pub cluster: String,
+    pub region: Region,
+    pub shards: u32,
+    pub keyspaces: Vec<Keyspace>,
+    pub peers: Vec<PeerConfig>,
+    /// Signs version tokens. The same in every region of the cluster.
+    pub token_key: TokenKey,
+    /// Bytes of requests a shard holds, from acceptance to reply; the same again for what replication brings.
+    pub queue_bytes_max: u32,
+    /// Most items and bytes in one commit.
+    pub batch_items_max: usize,
+    pub batch_bytes_max: usize,
+    /// How far behind, in bytes of log and in age of the oldest missed delta, a peer may be before the log stops waiting for it.
+    pub log_budget_bytes: u64,
+    pub log_budget_age: Duration,
+    /// A stamp further ahead than this never advances the local clock.
+    pub clock_drift_ms_max: u64,
+    /// A holder away longer than this is not waited for when tombstones are forgotten.
+    pub tombstone_horizon: Duration,
+    /// How often a shard states what it has absorbed, if there is news.
+    pub statement_interval: Duration,
+    /// How often links are probed, and how long a silent one is believed in.
+    pub heartbeat_interval: Duration,
+    pub silence_max: Duration,
+    /// Bytes sent to a peer that it has not confirmed.
+    pub unacked_bytes_max: u64,
+    /// How long something a survivor holds may be missing here before it is fetched from there.
+    pub repair_after: Duration,
+    /// First and longest wait between two dials.
+    pub backoff_min: Duration,
+    pub backoff_max: Duration,
+}
+
+impl Default for NodeConfig {
+    fn default() -> Self {
+        NodeConfig {
+            cluster: "isle".to_owned(),
+            region: Region::new("local"),
+            shards: SHARDS_DEFAULT,
+            keyspaces: vec![Keyspace { id: KeyspaceId(1), name: "default".to_owned() }],
+            peers: Vec::new(),
+            token_key: TokenKey::new([0; 32]),
+            // About a tenth of a second of the largest burst one shard can commit.
+            queue_bytes_max: 32 << 20,
+            batch_items_max: 1024,
+            // Large enough to amortise the fsync, small enough that no reply waits long for its neighbours.
+            batch_bytes_max: 1 << 20,
+            log_budget_bytes: 1 << 30,
+            log_budget_age: Duration::from_secs(24 * 3600),
+            clock_drift_ms_max: CLOCK_DRIFT_MS_MAX,
+            tombstone_horizon: Duration::from_secs(7 * 24 * 3600),
+            statement_interval: Duration::from_secs(1),
+            heartbeat_interval: Duration::from_secs(1),
+            silence_max: Duration::from_secs(3),
+            unacked_bytes_max: 8 << 20,
+            repair_after: Duration::from_secs(2),
+            backoff_min: Duration::from_millis(50),
+            backoff_max: Duration::from_secs(2),
+        }
+    }
+}
+
+/// Everything that is wrong with a configuration.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the node's configuration has {} fault(s): {}", .faults.len(), .faults.join("; "))]
+pub struct ConfigFaults {
+    pub faults: Vec<String>,
+}
+
+impl NodeConfig {
+    pub fn validate(&self) -> Result<(), ConfigFaults> {
+        let mut faults = Vec::new();
+        let mut check = |sound: bool, fault: String| {
+            if !sound {
+                faults.push(fault);
+            }
+        };
+        check(!self.cluster.is_empty(), "cluster: is empty".to_owned());
+        check(is_name(self.region.as_str()), format!("region: {:?} is not a name", self.region.as_str()));
+        check(
+            (1..=SHARDS_MAX).contains(&self.shards),
+            format!("shards: {} is not between 1 and {SHARDS_MAX}", self.shards),
+        );
+        let mut ids = BTreeSet::new();
+        let mut names = BTreeSet::new();
+        for keyspace in &self.keyspaces {
+            check(is_name(&keyspace.name), format!("keyspaces: {:?} is not a name", keyspace.name));
+            check(ids.insert(keyspace.id), format!("keyspaces: id {} is given twice", keyspace.id.0));
+            check(names.insert(&keyspace.name), format!("keyspaces: {:?} is named twice", keyspace.name));
+        }
+        let mut regions = BTreeSet::from([&self.region]);
+        for peer in &self.peers {
+            check(is_name(peer.region.as_str()), format!("peers: {:?} is not a name", peer.region.as_str()));
+            check(regions.insert(&peer.region), format!("peers: {} is named twice, or is this region", peer.region));
+        }
+        for (name, bytes) in [
+            ("queue_bytes_max", u64::from(self.queue_bytes_max)),
+            ("batch_bytes_max", self.batch_bytes_max as u64),
+            ("unacked_bytes_max", self.unacked_bytes_max),
+        ] {
+            check(bytes >= 64 << 10, format!("{name}: {bytes} is less than 64 KiB"));
+        }
+        check(self.batch_items_max > 0, "batch_items_max: is zero".to_owned());
+        for (name, span) in [
+            ("statement_interval", self.statement_interval),
+            ("heartbeat_interval", self.heartbeat_interval),
+            ("backoff_min", self.backoff_min),
+        ] {
+            check(!span.is_zero(), format!("{name}: is zero"));
+        }
+        check(
+            self.silence_max >= 2 * self.heartbeat_interval,
+            "silence_max: is shorter than two heartbeats".to_owned(),
+        );
+        check(self.backoff_min <= self.backoff_max, "backoff_min: is longer than backoff_max".to_owned());
+        if faults.is_empty() { Ok(()) } else { Err(ConfigFaults { faults }) }
+    }
+
+    pub(crate) fn keyspace(&self, name: &str) -> Option<&Keyspace> {
+        self.keyspaces.iter().find(|keyspace| keyspace.name == name)
+    }
+}
+
+fn is_name(name: &str) -> bool {
+    !name.is_empty()
+        && name.len() <= NAME_BYTES_MAX
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_is_sound() {
+        assert_eq!(NodeConfig::default().validate(), Ok(()));
+    }
+
+    #[test]
+    fn every_fault_is_named_at_once() {
+        let twice = Keyspace { id: KeyspaceId(1), name: "default".to_owned() };
+        let config = NodeConfig {
+            shards: 0,
+            region: Region::new("no spaces please"),
+            keyspaces: vec![twice.clone(), twice],
+            backoff_min: Duration::from_secs(9),
+            ..NodeConfig::default()
+        };
+        let faults = config.validate().expect_err("five things are wrong").faults;
+        assert_eq!(faults.len(), 5, "{faults:?}");
+    }
+
+    #[test]
+    fn a_renamed_keyspace_has_another_fingerprint() {
+        let keyspace = |id, name: &str| Keyspace { id: KeyspaceId(id), name: name.to_owned() }.fingerprint();
+        assert_eq!(keyspace(1, "a"), keyspace(1, "a"));
+        assert_ne!(keyspace(1, "a"), keyspace(1, "b"));
+        assert_ne!(keyspace(1, "a"), keyspace(2, "a"));
+    }
+}

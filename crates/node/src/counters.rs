@@ -1,0 +1,62 @@
+//! What the node counts. Plain atomics: the server exposes them, nothing in the node decides by them.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use isle_model::Region;
+
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    pub(crate) fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What is counted of one peer.
+#[derive(Debug, Default)]
+pub struct PeerCounters {
+    /// Bytes of deltas, states and rows that left for it.
+    pub egress_bytes: Counter,
+    pub deltas_out: Counter,
+    /// Deltas it sent, duplicates included.
+    pub deltas_in: Counter,
+    pub reconnects: Counter,
+    pub refetches: Counter,
+    pub state_chunks_in: Counter,
+}
+
+#[derive(Debug, Default)]
+pub struct Counters {
+    pub writes: Counter,
+    pub reads: Counter,
+    /// Requests refused because a queue or the disk was full, or a deadline had passed.
+    pub refused: Counter,
+    /// Commits, and the writes in them.
+    pub batches: Counter,
+    pub hlc_too_far_ahead: Counter,
+    /// Deltas that could not be decoded or named unknown incarnations.
+    pub quarantined: Counter,
+    pub tombstones_forgotten: Counter,
+    pub statements: Counter,
+    peers: BTreeMap<Region, PeerCounters>,
+}
+
+impl Counters {
+    pub(crate) fn new(peers: impl IntoIterator<Item = Region>) -> Self {
+        Counters { peers: peers.into_iter().map(|region| (region, PeerCounters::default())).collect(), ..Self::default() }
+    }
+
+    pub fn peers(&self) -> &BTreeMap<Region, PeerCounters> {
+        &self.peers
+    }
+
+    pub fn peer(&self, region: &Region) -> Option<&PeerCounters> {
+        self.peers.get(region)
+    }
+}

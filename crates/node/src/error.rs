@@ -1,0 +1,51 @@
+//! Why the node did not do what it was asked. Each says what the caller should do now; the server's one table maps them.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use isle_model::{BadToken, FieldName, Incarnation, Kind};
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NodeError {
+    /// Nothing was appended. Try again after a while.
+    #[error("the {what} is full; try again in {} ms", .retry_after.as_millis())]
+    Overloaded { what: &'static str, retry_after: Duration },
+    /// Nothing was appended. Writes resume when there is space.
+    #[error("the disk is full; try again in {} ms", .retry_after.as_millis())]
+    DiskFull { retry_after: Duration },
+    /// Nothing was appended.
+    #[error("the deadline passed before anything was done")]
+    DeadlineExpired,
+    /// The write may or may not take effect. Read, or repeat it if that does no harm.
+    #[error("the outcome is unknown: {reason}")]
+    OutcomeUnknown { reason: String },
+    /// Nothing was appended, nor will be before the node is restarted.
+    #[error("this node takes no more writes: {reason}")]
+    WritesStopped { reason: String },
+    /// The node has stopped for good, or is stopping. Ask another region.
+    #[error("this node has stopped: {reason}")]
+    Stopped { reason: String },
+    /// This region's disk was found behind what it once acknowledged. Ask another region until it has been completed.
+    #[error("this region is being completed by the others; its disk was behind")]
+    Completing,
+    #[error("there is no keyspace {name:?}; there are: {}", .known.join(", "))]
+    UnknownKeyspace { name: String, known: Vec<String> },
+    #[error("{field}: {reason}")]
+    BadField { field: &'static str, reason: String },
+    #[error("{field}: {source}")]
+    BadToken { field: &'static str, source: BadToken },
+    /// The token names writes that this region has not heard of. Try again, or ask the region that gave it.
+    #[error("this region has not reached what the token saw (incarnation {incarnation} is unknown here)")]
+    SessionNotReached { incarnation: Incarnation },
+    #[error("field {name:?} is a live {there:?} field, not a {asked:?}")]
+    WrongKind { name: FieldName, there: Kind, asked: Kind },
+    #[error("the key exists")]
+    KeyExists { current: Bytes },
+    #[error("the record's version is not the one given")]
+    VersionMismatch { current: Bytes },
+    #[error("{what} is not there yet")]
+    Unimplemented { what: &'static str },
+    /// The storage could not be read.
+    #[error("reading failed: {reason}")]
+    ReadFailed { reason: String },
+}
