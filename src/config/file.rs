@@ -1,0 +1,133 @@
+//! A TOML file, walked with its positions kept, so that every fault names its line.
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::{Draft, KEYS, Keyspace, Peer};
+
+type Entry<'a, 'i> = (&'a str, &'a Spanned<DeValue<'i>>, String);
+
+pub(super) fn read(draft: &mut Draft, name: &str, text: &str) {
+    let file = File { name, text };
+    let (table, errors) = DeTable::parse_recoverable(text);
+    for error in &errors {
+        let place = file.place(error.span().map_or(0, |span| span.start));
+        draft.fault(&place, error.message());
+    }
+    if errors.is_empty() {
+        file.table(draft, "", table.get_ref());
+    }
+}
+
+struct File<'a> {
+    name: &'a str,
+    text: &'a str,
+}
+
+impl File<'_> {
+    fn place(&self, offset: usize) -> String {
+        let line = 1 + self.text.as_bytes().iter().take(offset).filter(|b| **b == b'\n').count();
+        format!("{}:{line}", self.name)
+    }
+
+    fn entries<'a, 'i>(&self, table: &'a DeTable<'i>) -> Vec<Entry<'a, 'i>> {
+        let entry = |(key, value): (&'a Spanned<_>, &'a Spanned<DeValue<'i>>)| {
+            let key: &'a Spanned<std::borrow::Cow<'i, str>> = key;
+            (key.get_ref().as_ref(), value, self.place(key.span().start))
+        };
+        table.iter().map(entry).collect()
+    }
+
+    fn table(&self, draft: &mut Draft, prefix: &str, table: &DeTable<'_>) {
+        for (key, value, place) in self.entries(table) {
+            let name = if prefix.is_empty() { key.to_owned() } else { format!("{prefix}.{key}") };
+            match (name.as_str(), value.get_ref()) {
+                ("peers", value) => self.peers(draft, value, &place),
+                ("keyspaces", value) => self.keyspaces(draft, value, &place),
+                (_, DeValue::Table(inner)) if is_section(&name) => self.table(draft, &name, inner),
+                (_, value) => self.single(draft, &name, value, place),
+            }
+        }
+    }
+
+    fn single(&self, draft: &mut Draft, name: &str, value: &DeValue<'_>, place: String) {
+        let Some(key) = KEYS.iter().find(|key| key.name == name) else {
+            return draft.fault(&place, format!("unknown key {name:?}"));
+        };
+        match text_of(value) {
+            Some(text) => draft.set(key, &text, place),
+            None => draft.fault(&place, format!("{name} cannot be a {}", value.type_str())),
+        }
+    }
+
+    fn peers(&self, draft: &mut Draft, value: &DeValue<'_>, place: &str) {
+        let rows = self.rows(draft, "peers", value, place, &["region", "endpoint", "client_endpoint"]);
+        let peer = |mut row: Row| Peer {
+            region: row.take("region").unwrap_or_default(),
+            endpoint: row.take("endpoint").unwrap_or_default(),
+            client_endpoint: row.take("client_endpoint"),
+        };
+        draft.config.peers = rows.into_iter().map(peer).collect();
+    }
+
+    fn keyspaces(&self, draft: &mut Draft, value: &DeValue<'_>, place: &str) {
+        let rows = self.rows(draft, "keyspaces", value, place, &["id", "name"]);
+        let keyspace = |mut row: Row| Keyspace {
+            // 0 is refused by validation, which names the row.
+            id: row.take("id").and_then(|id| id.parse().ok()).unwrap_or(0),
+            name: row.take("name").unwrap_or_default(),
+        };
+        draft.config.keyspaces = rows.into_iter().map(keyspace).collect();
+    }
+
+    /// An array of tables of plain values, with unknown keys refused and the place of each row noted.
+    fn rows(&self, draft: &mut Draft, name: &str, value: &DeValue<'_>, place: &str, known: &[&str]) -> Vec<Row> {
+        let Some(array) = value.as_array() else {
+            draft.fault(place, format!("{name} must be tables, written [[{name}]]"));
+            return Vec::new();
+        };
+        let mut rows = Vec::new();
+        for (at, item) in array.iter().enumerate() {
+            let place = self.place(item.span().start);
+            let Some(table) = item.get_ref().as_table() else {
+                draft.fault(&place, format!("{name} must be tables, written [[{name}]]"));
+                continue;
+            };
+            draft.places.0.insert(format!("{name}[{at}]"), place.clone());
+            let mut row = Row::default();
+            for (key, value, place) in self.entries(table) {
+                draft.places.0.insert(format!("{name}[{at}].{key}"), place.clone());
+                match text_of(value.get_ref()).filter(|_| known.contains(&key)) {
+                    Some(text) => row.0.push((key.to_owned(), text)),
+                    None => draft.fault(&place, format!("unknown key or wrong type: {name}.{key}")),
+                }
+            }
+            rows.push(row);
+        }
+        rows
+    }
+}
+
+#[derive(Default)]
+struct Row(Vec<(String, String)>);
+
+impl Row {
+    fn take(&mut self, key: &str) -> Option<String> {
+        let at = self.0.iter().position(|(k, _)| k == key)?;
+        Some(self.0.swap_remove(at).1)
+    }
+}
+
+fn is_section(name: &str) -> bool {
+    KEYS.iter().any(|key| key.name.strip_prefix(name).is_some_and(|rest| rest.starts_with('.')))
+}
+
+/// The text of a plain value: all sources of a setting are read by the same function.
+fn text_of(value: &DeValue<'_>) -> Option<String> {
+    match value {
+        DeValue::String(text) => Some(text.to_string()),
+        DeValue::Integer(number) => Some(number.to_string()),
+        DeValue::Boolean(truth) => Some(truth.to_string()),
+        _ => None,
+    }
+}

@@ -1,0 +1,106 @@
+//! Durations and sizes as people write them: `40ms`, `1h30m`, `64MiB`. The same in the config file, the environment and flags.
+
+use std::time::Duration;
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum UnitError {
+    #[error("{0:?} is not a duration; write one like 40ms, 10s, 5m, 2h or 7d")]
+    Duration(String),
+    #[error("{0:?} is not a size; write one like 512, 64KiB, 64MiB or 2GiB")]
+    Size(String),
+}
+
+/// Milliseconds in one of each unit, the longest names first so that `ms` is not read as `m`.
+const TIMES: [(&str, u64); 5] = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
+
+const SIZES: [(&str, u64); 10] = [
+    ("KiB", 1 << 10),
+    ("MiB", 1 << 20),
+    ("GiB", 1 << 30),
+    ("TiB", 1 << 40),
+    ("kB", 1_000),
+    ("MB", 1_000_000),
+    ("GB", 1_000_000_000),
+    ("TB", 1_000_000_000_000),
+    ("B", 1),
+    ("", 1),
+];
+
+/// One or more numbers with a unit each: `1h30m`. `0` needs no unit.
+pub fn duration(text: &str) -> Result<Duration, UnitError> {
+    let bad = || UnitError::Duration(text.to_owned());
+    let mut rest = text.trim();
+    if rest == "0" {
+        return Ok(Duration::ZERO);
+    }
+    let mut total_ms = 0u64;
+    while !rest.is_empty() {
+        let (number, tail) = leading_number(rest).ok_or_else(bad)?;
+        let (unit, ms) = TIMES.iter().find(|(unit, _)| tail.starts_with(unit)).ok_or_else(bad)?;
+        total_ms = number.checked_mul(*ms).and_then(|n| total_ms.checked_add(n)).ok_or_else(bad)?;
+        rest = &tail[unit.len()..];
+    }
+    if text.trim().is_empty() { Err(bad()) } else { Ok(Duration::from_millis(total_ms)) }
+}
+
+/// A number of bytes with at most one unit.
+pub fn size(text: &str) -> Result<u64, UnitError> {
+    let bad = || UnitError::Size(text.to_owned());
+    let (number, unit) = leading_number(text.trim()).ok_or_else(bad)?;
+    let (_, bytes) = SIZES.iter().find(|(name, _)| *name == unit.trim_start()).ok_or_else(bad)?;
+    number.checked_mul(*bytes).ok_or_else(bad)
+}
+
+fn leading_number(text: &str) -> Option<(u64, &str)> {
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    Some((text[..end].parse().ok()?, &text[end..]))
+}
+
+/// A size for people: `1.5 MiB`.
+pub fn show_size(bytes: u64) -> String {
+    const NAMES: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let step = (63u32.saturating_sub(bytes.max(1).leading_zeros()) / 10).min(4) as usize;
+    match step {
+        0 => format!("{bytes} B"),
+        _ => format!("{:.1} {}", bytes as f64 / (1u64 << (10 * step)) as f64, NAMES[step]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn durations_are_read() {
+        assert_eq!(duration("40ms").unwrap(), Duration::from_millis(40));
+        assert_eq!(duration("1h30m").unwrap(), Duration::from_secs(5400));
+        assert_eq!(duration("7d").unwrap(), Duration::from_secs(7 * 86_400));
+        assert_eq!(duration("0").unwrap(), Duration::ZERO);
+    }
+
+    #[test]
+    fn what_is_not_a_duration_is_refused() {
+        for text in ["", "40", "ms", "-1s", "1.5s", "1y", "99999999999999999999s", "18446744073709551615d"] {
+            assert!(duration(text).is_err(), "{text:?} was taken");
+        }
+    }
+
+    #[test]
+    fn sizes_are_read() {
+        assert_eq!(size("512").unwrap(), 512);
+        assert_eq!(size("64MiB").unwrap(), 64 << 20);
+        assert_eq!(size("2 GB").unwrap(), 2_000_000_000);
+        for text in ["", "MiB", "1.5MiB", "1 mib", "99999999TiB"] {
+            assert!(size(text).is_err(), "{text:?} was taken");
+        }
+    }
+
+    #[test]
+    fn sizes_are_shown() {
+        assert_eq!(show_size(0), "0 B");
+        assert_eq!(show_size(1023), "1023 B");
+        assert_eq!(show_size(1536), "1.5 KiB");
+        assert_eq!(show_size(64 << 20), "64.0 MiB");
+    }
+}
