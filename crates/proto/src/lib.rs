@@ -1,1 +1,24 @@
-//! skeleton
+//! isle's wire and stored formats: generated code, and the conversions that check what comes from outside.
+//!
+//! ```text
+//! proto/isle/storage/v1 ──▶ storage ──▶ convert ──▶ isle_model     what is stored, in log, stream and snapshot alike
+//! proto/isle/v1 ──────────▶ v1                                     the client and peer services
+//! ```
+//! The law it keeps: what converts is sound. A decoder returns an error, it never panics and never trusts a length.
+
+pub mod convert;
+
+/// The wire: client and peer services.
+pub mod v1 {
+    #![allow(clippy::all, missing_docs)]
+    include!(concat!(env!("OUT_DIR"), "/isle.v1.rs"));
+}
+
+/// What is stored.
+pub mod storage {
+    #![allow(clippy::all, missing_docs)]
+    include!(concat!(env!("OUT_DIR"), "/isle.storage.v1.rs"));
+}
+
+/// The encoded `FileDescriptorSet` of every proto, for reflection.
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
