@@ -4,7 +4,7 @@
 //! entry by entry. A covered total counts only from the start it belongs to. (A PN-counter with causal reset; what a mere
 //! dropping of entries would do is in the design: deleted totals come back.)
 
-use crate::{Dot, Incarnation, Lineage, Seq, Vector};
+use crate::{Dot, FieldContext, Incarnation, Lineage, Seq, Vector};
 
 /// What one incarnation has added: as of `seq`, `total` since `start`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -67,11 +67,13 @@ impl Counter {
     /// The sum, wrapping at the ends of `i64` in every region alike.
     pub fn value(&self) -> i64 {
         self.totals.iter().fold(0i64, |sum, &(incarnation, entry)| {
-            let covered = match at(&self.covered, incarnation) {
-                Some(covered) if covered.seq >= entry.start => covered.total,
-                _ => 0,
+            let left = match at(&self.covered, incarnation) {
+                // A delete may have covered more of it than has been heard here.
+                Some(covered) if covered.seq >= entry.seq => 0,
+                Some(covered) if covered.seq >= entry.start => entry.total.wrapping_sub(covered.total),
+                _ => entry.total,
             };
-            sum.wrapping_add(entry.total).wrapping_sub(covered)
+            sum.wrapping_add(left)
         })
     }
 
@@ -114,11 +116,32 @@ impl Counter {
         }
     }
 
-    /// The counter after a delete: everything it has seen is covered.
-    pub fn emptied(&self, dot: Dot, lineage: Lineage<'_>) -> Counter {
-        let mut out = self.clone();
-        for &(incarnation, entry) in &self.totals {
-            raise(&mut out.covered, incarnation, Covered { seq: entry.seq, total: entry.total });
+    /// What a delete covers: every total, and what earlier deletes covered of totals not yet heard here.
+    pub fn covering(&self) -> Vec<(Incarnation, Covered)> {
+        let mut out = self.covered.clone();
+        for &(incarnation, Total { seq, total, .. }) in &self.totals {
+            raise(&mut out, incarnation, Covered { seq, total });
+        }
+        out
+    }
+
+    /// The dots that tell this version from others: of every live entry its own, and that of what deletes covered of it.
+    pub fn version(&self) -> Vec<Dot> {
+        let dots = self.live_entries().flat_map(|(incarnation, entry)| {
+            let covered = at(&self.covered, incarnation).filter(|c| c.seq >= entry.start).map(|c| c.seq);
+            covered.into_iter().chain([entry.seq]).map(move |seq| Dot { incarnation, seq })
+        });
+        dots.collect()
+    }
+
+    /// The counter after a delete: everything it has seen, and everything its client had, is covered.
+    pub fn emptied(&self, dot: Dot, context: Option<&FieldContext>, lineage: Lineage<'_>) -> Counter {
+        let mut out = Counter { totals: self.totals.clone(), covered: self.covering(), seen: self.seen.clone() };
+        if let Some(context) = context {
+            for &(incarnation, covered) in &context.covers {
+                raise(&mut out.covered, incarnation, covered);
+            }
+            out.seen.join(&context.seen, lineage);
         }
         out.seen.add(dot, lineage);
         out

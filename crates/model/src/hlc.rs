@@ -53,7 +53,7 @@ impl HlcClock {
 
     /// A stamp for a new write: higher than every stamp given or taken before.
     pub fn tick(&mut self, now_ms: u64) -> Hlc {
-        self.last = Hlc::from_ms(now_ms).max(Hlc(self.last.0 + 1));
+        self.last = Hlc::from_ms(now_ms).max(Hlc(self.last.0.saturating_add(1)));
         self.last
     }
 

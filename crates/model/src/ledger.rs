@@ -44,7 +44,9 @@ impl LedgerEntry {
             self.value = other.value.clone();
         }
         // One triple, so that a winner is never shown with another region's time.
-        let first = |e: &LedgerEntry| (e.winner.is_none(), e.seen_at, e.seen_in.clone(), e.winner);
+        fn first(e: &LedgerEntry) -> (bool, Hlc, &Region, Option<Dot>) {
+            (e.winner.is_none(), e.seen_at, &e.seen_in, e.winner)
+        }
         if first(other) < first(self) {
             self.winner = other.winner;
             self.seen_at = other.seen_at;

@@ -22,8 +22,9 @@ pub const NAME_BYTES_MAX: usize = 64;
 pub const SHARDS_MAX: u32 = 256;
 /// Shards of a cluster when nothing else is said.
 pub const SHARDS_DEFAULT: u32 = 4;
-/// Largest version token, in bytes.
-pub const TOKEN_BYTES_MAX: usize = 256 * 1024;
+/// Largest version token, in bytes: room for a record of as many fields as may be, with names as long as may be, made in
+/// three regions concurrently.
+pub const TOKEN_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// Most incarnations in a vector that comes from outside.
 pub const VECTOR_ENTRIES_MAX: usize = 4096;
 /// A stamp further ahead than this never advances the local clock, in milliseconds.

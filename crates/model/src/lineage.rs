@@ -12,7 +12,7 @@ use crate::{Incarnation, Region, Seq, ShardId};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
     pub region: Region,
-    /// The incarnation whose log this one recovered; `None` for a region's first.
+    /// The incarnation, of the same region, whose log this one recovered; `None` for a region's first.
     pub parent: Option<Incarnation>,
     /// For each shard, the parent's last sequence number in the recovered log.
     pub left_at: Vec<Seq>,
@@ -114,10 +114,19 @@ impl<'a> Lineage<'a> {
 
     /// The highest seq of `ancestor` that any position in `incarnation` implies; 0 if it is no ancestor.
     pub fn implied(&self, incarnation: Incarnation, ancestor: Incarnation) -> Seq {
+        // Most questions are about another region's incarnation: no need to walk years of restarts for those.
+        if self.region(incarnation) != self.region(ancestor) {
+            return 0;
+        }
+        self.ancestors(incarnation).find(|(parent, _)| *parent == ancestor).map_or(0, |(_, left_at)| left_at)
+    }
+
+    /// Ancestors from the parent up, each with the seq that any position in `incarnation` implies of it.
+    pub(crate) fn ancestors(&self, incarnation: Incarnation) -> impl Iterator<Item = (Incarnation, Seq)> {
+        let shard = self.shard.0 as usize;
         self.tree
             .ancestors(incarnation)
-            .find(|(parent, _)| *parent == ancestor)
-            .map_or(0, |(_, row)| row.left_at.get(self.shard.0 as usize).copied().unwrap_or(0))
+            .map(move |(parent, row)| (parent, row.left_at.get(shard).copied().unwrap_or(0)))
     }
 
     pub fn region(&self, incarnation: Incarnation) -> Option<&'a Region> {

@@ -1,6 +1,6 @@
 //! Choosing what a reader sees. `version` shows the highest sibling, `siblings` shows all; stored state is the same.
 
-use crate::{Counter, Dot, Field, FieldKey, FieldName, Kind, Lineage, Record, Region, Register, Sibling};
+use crate::{Dot, Field, FieldKey, FieldName, Kind, Lineage, Record, Region, Register, Sibling};
 
 /// A record as a reader sees it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -41,16 +41,12 @@ fn ranked(register: &Register, lineage: Lineage<'_>) -> Vec<Sibling> {
     siblings
 }
 
-/// The live dots of a field, sorted: what "the same version" means.
+/// The dots that tell a field's version from others, sorted: what "the same version" means.
 pub(crate) fn live_dots(field: &Field) -> Vec<Dot> {
     match field {
         Field::Register(register) => register.siblings().iter().map(|s| s.dot).collect(),
-        Field::Counter(counter) => live_counter_dots(counter),
+        Field::Counter(counter) => counter.version(),
     }
-}
-
-fn live_counter_dots(counter: &Counter) -> Vec<Dot> {
-    counter.live_entries().map(|(incarnation, total)| Dot::new(incarnation, total.seq)).collect()
 }
 
 /// Whether a name is taken by a live field of another kind.

@@ -189,7 +189,8 @@ impl Record {
 
     /// The region that serialises this record's writes; `None` before creation and after a delete.
     pub fn home(&self, lineage: Lineage<'_>) -> Option<Region> {
-        let shown = self.register(&FieldKey::home())?.highest(lineage)?;
+        // Deletes of different fields, made concurrently, leave a home without a record.
+        let shown = self.register(&FieldKey::home()).filter(|_| self.is_live())?.highest(lineage)?;
         std::str::from_utf8(&shown.value.bytes).ok().map(Region::new)
     }
 
@@ -243,6 +244,11 @@ impl Record {
 
     /// About how many bytes the record holds, for budgets and limits.
     pub fn size(&self) -> usize {
+        self.size_of(|_| true)
+    }
+
+    /// The same of some of its fields.
+    pub(crate) fn size_of(&self, these: impl Fn(&FieldKey) -> bool) -> usize {
         let field = |(key, field): &(FieldKey, Field)| {
             let inner = match field {
                 Field::Register(r) => r.siblings().iter().map(|s| 48 + s.value.bytes.len()).sum::<usize>(),
@@ -250,7 +256,7 @@ impl Record {
             };
             32 + key.name.as_str().len() + inner + 16 * field.seen().len()
         };
-        self.fields.iter().map(field).sum()
+        self.fields.iter().filter(|(key, _)| these(key)).map(field).sum()
     }
 
     /// This record's part of a digest: over live sibling dots, values and counter values, never vectors or tombstones.
@@ -260,13 +266,11 @@ impl Record {
             return 0;
         }
         let mut hash = Xxh3::new();
-        hash.write_u64(keyspace.0);
-        hash.write_usize(key.len());
-        hash.update(key);
+        hash.update(&keyspace.0.to_le_bytes());
+        digest_bytes(&mut hash, key);
         for (field_key, field) in self.fields.iter().filter(|(_, field)| field.is_live()) {
             hash.write_u8(field_key.kind as u8);
-            hash.write_usize(field_key.name.as_str().len());
-            hash.update(field_key.name.as_str().as_bytes());
+            digest_bytes(&mut hash, field_key.name.as_str().as_bytes());
             match field {
                 Field::Register(register) => digest_siblings(&mut hash, register),
                 Field::Counter(counter) => hash.update(&counter.value().to_le_bytes()),
@@ -280,12 +284,17 @@ impl Record {
     }
 }
 
+/// Lengths and numbers are hashed as little-endian u64, so that machines of every kind agree.
+fn digest_bytes(hash: &mut Xxh3, bytes: &[u8]) {
+    hash.update(&(bytes.len() as u64).to_le_bytes());
+    hash.update(bytes);
+}
+
 fn digest_siblings(hash: &mut Xxh3, register: &Register) {
     for sibling in register.siblings() {
-        hash.write_u64(sibling.dot.incarnation.0);
-        hash.write_u64(sibling.dot.seq);
+        hash.update(&sibling.dot.incarnation.0.to_le_bytes());
+        hash.update(&sibling.dot.seq.to_le_bytes());
         hash.write_u8(sibling.value.kind as u8);
-        hash.write_usize(sibling.value.bytes.len());
-        hash.update(&sibling.value.bytes);
+        digest_bytes(hash, &sibling.value.bytes);
     }
 }

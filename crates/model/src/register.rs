@@ -4,7 +4,7 @@
 //! both sides have it, or if the other side has not seen it. Nothing is chosen while merging; choosing among siblings is
 //! done when reading and lives in `reading`. (Dotted version vectors: Preguiça et al., 2010.)
 
-use crate::{Dot, Epoch, Generation, Hlc, Lineage, Region, Value, Vector};
+use crate::{Covered, Dot, Epoch, Generation, Hlc, Incarnation, Lineage, Region, Value, Vector};
 
 /// Who writes, and when: what every sibling of one write carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,8 +42,10 @@ pub struct FieldContext {
     pub epoch: Epoch,
     /// The sibling the client was shown.
     pub shown: Option<Dot>,
-    /// Live siblings that the version it was shown hid.
+    /// Live siblings that the version it was shown hid. Of a counter: the dots that tell its version from others.
     pub hidden: Vec<Dot>,
+    /// What a delete by this client covers of a counter, sorted by incarnation.
+    pub covers: Vec<(Incarnation, Covered)>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -52,7 +54,7 @@ pub struct Register {
     siblings: Vec<Sibling>,
     /// Every dot this field has absorbed.
     seen: Vector,
-    /// The highest generation and epoch ever covered.
+    /// The highest generation and epoch ever held or covered: at least every sibling's.
     generation: Generation,
     epoch: Epoch,
 }
@@ -62,6 +64,8 @@ impl Register {
     pub fn from_parts(mut siblings: Vec<Sibling>, seen: Vector, generation: Generation, epoch: Epoch) -> Self {
         siblings.sort_by_key(|s| s.dot);
         siblings.dedup_by_key(|s| s.dot);
+        let generation = siblings.iter().map(|s| s.generation).fold(generation, Ord::max);
+        let epoch = siblings.iter().map(|s| s.epoch).fold(epoch, Ord::max);
         Register { siblings, seen, generation, epoch }
     }
 
@@ -79,11 +83,11 @@ impl Register {
 
     /// The highest generation this field has held or covered.
     pub fn generation(&self) -> Generation {
-        self.siblings.iter().map(|s| s.generation).fold(self.generation, Ord::max)
+        self.generation
     }
 
     pub fn epoch(&self) -> Epoch {
-        self.siblings.iter().map(|s| s.epoch).fold(self.epoch, Ord::max)
+        self.epoch
     }
 
     pub fn is_live(&self) -> bool {
@@ -96,21 +100,18 @@ impl Register {
     }
 
     pub fn merge(&mut self, other: &Register, lineage: Lineage<'_>) {
-        let stays = |dot: Dot, there: &Register| there.sibling(dot).is_some() || !there.seen.covers(dot, lineage);
-        let incoming: Vec<Sibling> = other
-            .siblings
-            .iter()
-            .filter(|s| self.sibling(s.dot).is_none() && !self.seen.covers(s.dot, lineage))
-            .cloned()
-            .collect();
-        let generation = self.generation().max(other.generation());
-        let epoch = self.epoch().max(other.epoch());
-        self.siblings.retain(|s| stays(s.dot, other));
-        self.siblings.extend(incoming);
-        self.siblings.sort_by_key(|s| s.dot);
+        self.siblings.retain(|s| other.sibling(s.dot).is_some() || !other.seen.covers(s.dot, lineage));
+        for sibling in &other.siblings {
+            // What was held here and is not any more was in `seen` as well: so the order of these two steps is free.
+            if let Err(at) = self.siblings.binary_search_by_key(&sibling.dot, |s| s.dot)
+                && !self.seen.covers(sibling.dot, lineage)
+            {
+                self.siblings.insert(at, sibling.clone());
+            }
+        }
         self.seen.join(&other.seen, lineage);
-        self.generation = generation;
-        self.epoch = epoch;
+        self.generation = self.generation.max(other.generation);
+        self.epoch = self.epoch.max(other.epoch);
     }
 
     /// The register after a write that covers all this one has seen, and all its client had.
@@ -136,12 +137,8 @@ impl Register {
 
     /// The register after a delete. It keeps what it has seen, so that nothing covered comes back.
     pub fn emptied(&self, dot: Dot, context: Option<&FieldContext>, lineage: Lineage<'_>) -> Register {
-        let mut out = Register {
-            siblings: Vec::new(),
-            seen: self.seen.clone(),
-            generation: self.generation(),
-            epoch: self.epoch(),
-        };
+        let mut out =
+            Register { siblings: Vec::new(), seen: self.seen.clone(), generation: self.generation, epoch: self.epoch };
         if let Some(context) = context {
             out.seen.join(&context.seen, lineage);
             out.generation = out.generation.max(context.generation);

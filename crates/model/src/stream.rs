@@ -79,7 +79,8 @@ impl Streams {
         }
     }
 
-    /// Notes an admitted delta as absorbed. `own` when this very incarnation issued it.
+    /// Notes an admitted delta as absorbed. `own` when it stands in this node's log as its own, issued by this incarnation
+    /// or by an ancestor: not when it is an own delta that was lost and comes back from a peer.
     pub fn absorb(&mut self, origin: &Region, delta: &Delta, own: bool, lineage: Lineage<'_>) {
         self.applied.entry(origin.clone()).or_default().add(delta.dot, lineage);
         if own {
@@ -115,10 +116,12 @@ impl Streams {
         said.and_then(|said| said.get(origin)).is_some_and(|v| v.covers(dot, lineage))
     }
 
-    /// Whether a tombstone may be forgotten: every holder has absorbed every dot of it.
+    /// Whether a tombstone may be forgotten: every holder has absorbed every dot of it. A home that is still live, because
+    /// nobody's delete saw all the rest, keeps it: forgetting a live sibling in one region only would part the regions.
     pub fn may_forget(&self, record: &Record, holders: &[Region], me: &Region, lineage: Lineage<'_>) -> bool {
         let absorbed_by_all = |dot| holders.iter().all(|h| self.has_absorbed(h, me, dot, lineage));
-        !record.is_live() && (planted::is(planted::Bug::ForgetEarly) || record.dots().all(absorbed_by_all))
+        let is_live = record.fields().iter().any(|(_, field)| field.is_live());
+        !is_live && (planted::is(planted::Bug::ForgetEarly) || record.dots().all(absorbed_by_all))
     }
 
     /// Whether this region lacks something of what, by others' memory, it once stated that it had absorbed: its disk was

@@ -4,16 +4,16 @@
 //! cluster's key keeps it from being made up; the MAC binds it to its keyspace and key, so that a token of another key is
 //! refused, not misread.
 //!
-//! Layout: version byte, payload (varints and fixed integers), the first 16 bytes of HMAC-SHA-256.
+//! Of a counter it holds what a delete by this client covers. Layout: version byte, payload (varints and fixed integers), the first 16 bytes of HMAC-SHA-256.
 
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
 
-use crate::limits::{FIELDS_MAX, TOKEN_BYTES_MAX, VECTOR_ENTRIES_MAX};
+use crate::limits::{TOKEN_BYTES_MAX, VECTOR_ENTRIES_MAX};
 use crate::reading::live_dots;
 use crate::{
-    Dot, Epoch, Field, FieldContext, FieldKey, FieldName, Generation, Incarnation, KeyspaceId, Kind, Lineage, Record,
-    Vector,
+    Covered, Dot, Epoch, Field, FieldContext, FieldKey, FieldName, Generation, Incarnation, KeyspaceId, Kind, Lineage,
+    Record, Vector,
 };
 
 const FORMAT: u8 = 1;
@@ -91,7 +91,7 @@ impl Context {
     pub fn incarnations(&self) -> impl Iterator<Item = Incarnation> {
         self.fields.iter().flat_map(|(_, c)| {
             let dots = c.shown.iter().chain(&c.hidden).map(|dot| dot.incarnation);
-            c.seen.entries().iter().map(|e| e.0).chain(dots)
+            c.seen.entries().iter().map(|e| e.0).chain(dots).chain(c.covers.iter().map(|e| e.0))
         })
     }
 
@@ -107,6 +107,10 @@ impl Context {
             put_dots(&mut out, context.seen.dots());
             put_dots(&mut out, context.shown.iter().copied());
             put_dots(&mut out, context.hidden.iter().copied());
+            if field.kind == Kind::Counter {
+                put_dots(&mut out, context.covers.iter().map(|(i, covered)| Dot::new(*i, covered.seq)));
+                context.covers.iter().for_each(|(_, covered)| out.extend_from_slice(&covered.total.to_le_bytes()));
+            }
         }
         let mac = secret.mac(keyspace, key, &out);
         out.extend_from_slice(&mac);
@@ -149,17 +153,21 @@ fn context_of(field: &Field, lineage: Lineage<'_>) -> FieldContext {
                 epoch: register.epoch(),
                 shown,
                 hidden,
+                covers: Vec::new(),
             }
         }
-        // A counter has no losers: its live dots only say which version was read.
-        Field::Counter(counter) => {
-            FieldContext { seen: counter.seen().clone(), hidden: live_dots(field), ..FieldContext::default() }
-        }
+        // A counter has no losers: its dots only say which version was read.
+        Field::Counter(counter) => FieldContext {
+            seen: counter.seen().clone(),
+            hidden: live_dots(field),
+            covers: counter.covering(),
+            ..FieldContext::default()
+        },
     }
 }
 
 fn decode_body(mut at: &[u8]) -> Option<Context> {
-    let count = take_count(&mut at, FIELDS_MAX * 3)?;
+    let count = take_count(&mut at, TOKEN_BYTES_MAX)?;
     let mut fields = Vec::new();
     for _ in 0..count {
         let kind = match take(&mut at, 1)?[0] {
@@ -177,7 +185,8 @@ fn decode_body(mut at: &[u8]) -> Option<Context> {
         let seen = Vector::from_entries(seen.into_iter().map(|dot| (dot.incarnation, dot.seq)));
         let shown = take_dots(&mut at, 1)?.first().copied();
         let hidden = take_dots(&mut at, HIDDEN_MAX)?;
-        fields.push((key, FieldContext { seen, generation, epoch, shown, hidden }));
+        let covers = if kind == Kind::Counter { take_covers(&mut at)? } else { Vec::new() };
+        fields.push((key, FieldContext { seen, generation, epoch, shown, hidden, covers }));
     }
     let sorted = fields.windows(2).all(|w| w[0].0 < w[1].0);
     (at.is_empty() && sorted).then_some(Context { fields })
@@ -235,6 +244,15 @@ fn take_dots(at: &mut &[u8], most: usize) -> Option<Vec<Dot>> {
             Some(Dot::new(Incarnation(u64::from_le_bytes(bytes)), take_varint(at)?))
         })
         .collect()
+}
+
+fn take_covers(at: &mut &[u8]) -> Option<Vec<(Incarnation, Covered)>> {
+    let dots = take_dots(at, VECTOR_ENTRIES_MAX)?;
+    let entry = |dot: Dot| {
+        let total = i64::from_le_bytes(take(at, 8)?.try_into().ok()?);
+        Some((dot.incarnation, Covered { seq: dot.seq, total }))
+    };
+    dots.into_iter().map(entry).collect()
 }
 
 fn equal_in_constant_time(a: &[u8], b: &[u8]) -> bool {

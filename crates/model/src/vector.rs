@@ -18,16 +18,15 @@ impl Vector {
     }
 
     pub fn of(dot: Dot) -> Self {
-        Vector { entries: vec![(dot.incarnation, dot.seq)] }
+        Vector::from_entries([(dot.incarnation, dot.seq)])
     }
 
     /// From entries in any order, as they come off the wire. Of two for one incarnation the higher counts.
     pub fn from_entries(entries: impl IntoIterator<Item = (Incarnation, Seq)>) -> Self {
-        let mut out = Vector::new();
-        for (incarnation, seq) in entries {
-            out.raise(incarnation, seq);
-        }
-        out
+        let mut entries: Vec<_> = entries.into_iter().filter(|&(_, seq)| seq > 0).collect();
+        entries.sort_unstable_by(|a, b| (a.0, b.1).cmp(&(b.0, a.1)));
+        entries.dedup_by_key(|e| e.0);
+        Vector { entries }
     }
 
     pub fn entries(&self) -> &[(Incarnation, Seq)] {
@@ -55,8 +54,11 @@ impl Vector {
     }
 
     pub fn covers(&self, dot: Dot, lineage: Lineage<'_>) -> bool {
-        self.get(dot.incarnation) >= dot.seq
-            || self.entries.iter().any(|&(i, _)| i != dot.incarnation && lineage.implied(i, dot.incarnation) >= dot.seq)
+        // An entry says all there is to know of its incarnation: were more of it implied, it would have been dropped.
+        match self.get(dot.incarnation) {
+            0 => dot.seq == 0 || self.entries.iter().any(|&(i, _)| lineage.implied(i, dot.incarnation) >= dot.seq),
+            seq => seq >= dot.seq,
+        }
     }
 
     pub fn covers_all(&self, other: &Vector, lineage: Lineage<'_>) -> bool {
@@ -117,7 +119,22 @@ impl Vector {
         if self.entries.len() < 2 {
             return;
         }
-        let all = self.entries.clone();
-        self.entries.retain(|&(i, s)| !all.iter().any(|&(j, _)| j != i && lineage.implied(j, i) >= s));
+        let mut implied = vec![false; self.entries.len()];
+        for at in 0..self.entries.len() {
+            // What an implied entry implies, its descendant implies too. (In a cycle, which only a liar makes, one stays.)
+            if implied[at] {
+                continue;
+            }
+            for (ancestor, left_at) in lineage.ancestors(self.entries[at].0) {
+                if let Ok(i) = self.entries.binary_search_by_key(&ancestor, |e| e.0) {
+                    implied[i] |= i != at && left_at >= self.entries[i].1;
+                }
+            }
+        }
+        let mut at = 0;
+        self.entries.retain(|_| {
+            at += 1;
+            !implied[at - 1]
+        });
     }
 }

@@ -196,14 +196,15 @@ impl Planner<'_> {
         let (dot, lineage) = (self.writer.stamp.dot, self.writer.lineage);
         let context = self.context.and_then(|c| c.get(key));
         let here = self.current.get(key);
-        let unseen_here =
-            context.is_some_and(|c| !here.map(Field::seen).unwrap_or(&Vector::new()).covers_all(&c.seen, lineage));
+        let seen_here = |dot| here.is_some_and(|field| field.seen().covers(dot, lineage));
+        let unseen_here = context.is_some_and(|c| !c.seen.dots().all(seen_here));
         if !unseen_here && !here.is_some_and(Field::is_live) {
             return;
         }
-        let emptied = match here.cloned().unwrap_or_else(|| Field::empty(key.kind)) {
+        let nothing = Field::empty(key.kind);
+        let emptied = match here.unwrap_or(&nothing) {
             Field::Register(register) => Field::Register(register.emptied(dot, context, lineage)),
-            Field::Counter(counter) => Field::Counter(counter.emptied(dot, lineage)),
+            Field::Counter(counter) => Field::Counter(counter.emptied(dot, context, lineage)),
         };
         self.out.set(key.clone(), emptied);
     }
@@ -244,7 +245,10 @@ impl Planner<'_> {
                 format!("the record would have {} fields, more than {FIELDS_MAX}", fields - 1),
             ));
         }
-        if self.out.is_live() && self.current.size() + self.out.size() > RECORD_BYTES_MAX + VALUE_BYTES_MAX {
+        let replaced = self.current.size_of(|field| self.out.get(field).is_some());
+        let (before, added) = (self.current.size(), self.out.size());
+        // What shrinks an overgrown record is let through.
+        if added > replaced && before - replaced + added > RECORD_BYTES_MAX {
             return Err(WriteError::bad("value", format!("the record would outgrow {RECORD_BYTES_MAX} bytes")));
         }
         let ledger = self.covered_losers(key);
@@ -310,7 +314,8 @@ pub fn apply(key: &Bytes, current: &Record, write: &Write, site: Site<'_>) -> Ap
     record.merge(&write.fields, site.lineage);
     let touched = write.fields.fields().iter().map(|(key, _)| key);
     let mut out = settle(key, current, record, touched, site);
-    fill_in(&write.ledger, current, &mut out.ledger);
+    let came = taken(&write.ledger, current, &out.record, site.lineage);
+    out.ledger.extend(came);
     out
 }
 
@@ -376,13 +381,19 @@ fn new_losers(key: &Bytes, field: &FieldKey, was: &Register, is: &Register, site
         .collect()
 }
 
-/// Entries that came with a delta, their values filled in where this region holds them.
-fn fill_in(came: &[LedgerEntry], current: &Record, out: &mut Vec<LedgerEntry>) {
-    for entry in came {
+/// Entries that came with a delta or a state, as this region takes them: values filled in where it held them before, and
+/// an open one closed where what it speaks of was covered here already.
+pub fn taken(came: &[LedgerEntry], before: &Record, after: &Record, lineage: Lineage<'_>) -> Vec<LedgerEntry> {
+    let take = |entry: &LedgerEntry| {
         let mut entry = entry.clone();
         if entry.value.is_none() {
-            entry.value = current.register(&entry.field).and_then(|r| r.sibling(entry.loser)).cloned();
+            entry.value = before.register(&entry.field).and_then(|r| r.sibling(entry.loser)).cloned();
         }
-        out.push(entry);
-    }
+        let covered = |r: &Register| r.sibling(entry.loser).is_none() && r.seen().covers(entry.loser, lineage);
+        if entry.fate == Fate::Open && after.register(&entry.field).is_some_and(covered) {
+            entry.fate = Fate::Superseded;
+        }
+        entry
+    };
+    came.iter().map(take).collect()
 }
