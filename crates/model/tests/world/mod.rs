@@ -50,8 +50,12 @@ impl Rng {
 /// A set of operations, by their place in `World::ops`.
 pub type Ops = u128;
 
-fn each(ops: Ops) -> impl Iterator<Item = usize> {
-    (0..OPS_MAX).filter(move |i| ops >> i & 1 == 1)
+fn each(mut ops: Ops) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let next = (ops != 0).then(|| ops.trailing_zeros() as usize);
+        ops &= ops.wrapping_sub(1);
+        next
+    })
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -889,6 +893,23 @@ impl World {
         })
     }
 
+    /// Everyone hears everything, in the order given.
+    pub fn exchange(&mut self, order: [usize; 3]) {
+        let rng = &mut Rng(1);
+        for to in order {
+            for from in order.into_iter().filter(|from| *from != to) {
+                while self.pull(to, from, from, usize::MAX, rng) > 0 {}
+            }
+        }
+    }
+
+    /// Whether the write `later` covered the write `earlier`, by exact history.
+    pub fn covers(&self, key: usize, field: &FieldKey, later: Dot, earlier: Dot) -> bool {
+        let place = |dot: Dot| self.ops.iter().position(|op| op.key == key && op.dot == dot);
+        let (Some(later), Some(earlier)) = (place(later), place(earlier)) else { return false };
+        self.ops[later].fact(field).is_some_and(|f| f.covers >> earlier & 1 == 1)
+    }
+
     /// Heals, and checks that the regions agree, that nothing acked vanished, and that every tombstone can go.
     pub fn finish(&mut self) -> Check {
         self.heal();
@@ -936,9 +957,9 @@ impl World {
     fn check_agreement(&self) -> Check {
         let first = &self.nodes[0];
         for node in &self.nodes[1..] {
-            for key in 0..KEYS.len() {
+            for (key, name) in KEYS.iter().enumerate() {
                 let (a, b) = (first.reading(key), node.reading(key));
-                ensure!(a == b, "{} differs: {} reads {a:?}, {} reads {b:?}", KEYS[key], first.region, node.region);
+                ensure!(a == b, "{name} differs: {} reads {a:?}, {} reads {b:?}", first.region, node.region);
             }
             ensure!(first.digest() == node.digest(), "the same readings have different digests");
         }
