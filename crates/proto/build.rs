@@ -17,14 +17,19 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
     }
     files.sort();
-    let descriptors = protox::compile(&files, [&root])?;
-    let out = PathBuf::from(std::env::var("OUT_DIR")?);
-    std::fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
+    let mut descriptors = protox::compile(&files, [&root])?;
     let grpc = std::env::var_os("CARGO_FEATURE_GRPC").is_some();
     tonic_prost_build::configure()
         .build_client(grpc)
         .build_server(grpc)
         .bytes(".")
-        .compile_fds(descriptors)?;
+        // Maps in key order, so that equal messages encode to equal bytes.
+        .btree_map(".")
+        .compile_fds(descriptors.clone())?;
+
+    // Reflection has no use for comments and positions, which are most of the descriptors' bytes.
+    descriptors.file.iter_mut().for_each(|file| file.source_code_info = None);
+    let out = PathBuf::from(std::env::var("OUT_DIR")?);
+    std::fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
     Ok(())
 }

@@ -4,6 +4,8 @@
 //! proto/isle/storage/v1 ──▶ storage ──▶ convert ──▶ isle_model     what is stored, in log, stream and snapshot alike
 //! proto/isle/v1 ──────────▶ v1                                     the client and peer services
 //! ```
+//! The comments in `proto/` are the manual of both. With the feature `grpc` the services are there too; storage has no use for them.
+//!
 //! The law it keeps: what converts is sound. A decoder returns an error, it never panics and never trusts a length.
 
 pub mod convert;
@@ -12,12 +14,19 @@ pub mod convert;
 pub mod v1 {
     #![allow(clippy::all, missing_docs)]
     include!(concat!(env!("OUT_DIR"), "/isle.v1.rs"));
+
+    /// The domain of every `google.rpc.ErrorInfo` of isle.
+    pub const ERROR_DOMAIN: &str = "isle.v1";
 }
 
 /// What is stored.
 pub mod storage {
-    #![allow(clippy::all, missing_docs)]
-    include!(concat!(env!("OUT_DIR"), "/isle.storage.v1.rs"));
+    pub use v1::*;
+
+    pub mod v1 {
+        #![allow(clippy::all, missing_docs)]
+        include!(concat!(env!("OUT_DIR"), "/isle.storage.v1.rs"));
+    }
 }
 
 /// The encoded `FileDescriptorSet` of every proto, for reflection.
