@@ -335,3 +335,59 @@ fn long_chains_and_vectors_are_quick() {
     all.join(&Vector::from_entries((1..=4096).map(|i| (Incarnation(i), 3))), tree.shard(ShardId(0)));
     assert_eq!(all, Vector::of(Dot::new(Incarnation(4096), 3)));
 }
+
+fn one_register(key: FieldKey, dot: Dot) -> Record {
+    let value = Value::string("A");
+    let sibling = Sibling { dot, epoch: Epoch(0), generation: Generation(1), hlc: Hlc(1), value };
+    let register = Register::from_parts(vec![sibling], Vector::of(dot), Generation(1), Epoch(0));
+    Record::from_fields(vec![(key, Field::Register(register))]).unwrap()
+}
+
+/// A delete made elsewhere covers half of a counter that a client has read: its version is not current any more.
+#[test]
+fn a_partly_deleted_counter_has_another_version() {
+    let tree = IncarnationTree::new();
+    let dot = Dot::new(Incarnation(1), 3);
+    let record = |covered| {
+        let totals = vec![(dot.incarnation, Total { seq: 3, start: 1, total: 6 })];
+        let counter = isle_model::Counter::from_parts(totals, covered, Vector::of(dot));
+        Record::from_fields(vec![(FieldKey::counter("n"), Field::Counter(counter))]).unwrap()
+    };
+    let before = record(vec![]);
+    let after = record(vec![(dot.incarnation, Covered { seq: 1, total: 2 })]);
+    let read = Context::of(&before, tree.shard(ShardId(0)));
+    assert!(read.is_current(&before) && !read.is_current(&after));
+}
+
+/// Two regions each removed the field that the other had not; both left the home. One that forgot the record could never
+/// again agree with one that had not.
+#[test]
+fn a_record_whose_home_is_live_is_not_forgotten() {
+    let tree = IncarnationTree::new();
+    let record = one_register(FieldKey::home(), Dot::new(Incarnation(1), 1));
+    let me = Region::new("A");
+    assert!(!record.is_live() && record.home(tree.shard(ShardId(0))).is_none());
+    assert!(!isle_model::Streams::new().may_forget(&record, &[], &me, tree.shard(ShardId(0))));
+}
+
+/// A write elsewhere, by a client that had been shown another value, covers one that only this region holds.
+#[test]
+fn the_value_of_a_loser_is_filled_in_by_whoever_holds_it() {
+    let tree = IncarnationTree::new();
+    let (lineage, loser) = (tree.shard(ShardId(0)), Dot::new(Incarnation(1), 1));
+    let (before, after) = (one_register(FieldKey::value("x"), loser), Record::new());
+    let entry = LedgerEntry {
+        keyspace: KEYSPACE,
+        key: key_bytes(0),
+        field: FieldKey::value("x"),
+        loser,
+        value: None,
+        winner: None,
+        seen_at: Hlc(2),
+        seen_in: Region::new("B"),
+        fate: Fate::Lost,
+        covered_by: Some(Dot::new(Incarnation(2), 1)),
+    };
+    let taken = isle_model::write::taken(&[entry], &before, &after, lineage);
+    assert_eq!(taken[0].value.as_ref(), before.register(&FieldKey::value("x")).unwrap().sibling(loser));
+}
