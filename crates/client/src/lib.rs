@@ -1,1 +1,28 @@
-//! skeleton
+//! The Rust SDK of isle: connect to one region's endpoint and read and write there.
+//!
+//! ```text
+//! client ── options        where, how long, how often
+//!    ├───── value, entry   what is written and read
+//!    ├───── scan           pages
+//!    ├───── write_stream   bursts
+//!    ├───── retry          what may be tried again, and when (pure)
+//!    └───── error          what went wrong, and whether a write may have taken effect
+//! ```
+//! The law it keeps: a write is sent again only if it surely has not taken effect.
+
+mod client;
+mod entry;
+mod error;
+mod retry;
+mod scan;
+mod value;
+mod write_stream;
+
+pub use client::{Client, Condition, Options, Patch, WriteOptions};
+pub use entry::{Entry, Record, Written};
+pub use error::Error;
+pub use isle_proto::v1;
+pub use retry::Retry;
+pub use scan::{Page, Range};
+pub use value::Value;
+pub use write_stream::{Results, WriteStream};

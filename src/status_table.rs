@@ -1,0 +1,210 @@
+//! The one table from what went wrong to what a client is told: code, reason, details. Nothing else makes a `Status` of an
+//! isle error.
+//!
+//! Every status carries ErrorInfo with the domain `isle.v1`. A status without it did not come from here, so its
+//! outcome is unknown. Only OUTCOME_UNKNOWN is ever said of a write that may take effect.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use isle_node::{NodeError, PeerError};
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+pub const DOMAIN: &str = "isle.v1";
+
+/// One row of the table.
+struct Row {
+    code: Code,
+    reason: &'static str,
+    facts: Vec<(&'static str, String)>,
+    retry_after: Option<Duration>,
+    /// The request's field at fault.
+    field: Option<&'static str>,
+    /// What is used up.
+    quota: Option<&'static str>,
+}
+
+impl Row {
+    fn new(code: Code, reason: &'static str) -> Row {
+        Row { code, reason, facts: Vec::new(), retry_after: None, field: None, quota: None }
+    }
+
+    fn fact(mut self, name: &'static str, value: impl ToString) -> Row {
+        self.facts.push((name, value.to_string()));
+        self
+    }
+
+    fn retry_after(mut self, after: Duration) -> Row {
+        self.retry_after = Some(after);
+        self
+    }
+
+    fn field(mut self, field: &'static str) -> Row {
+        self.field = Some(field);
+        self
+    }
+
+    fn quota(mut self, subject: &'static str) -> Row {
+        self.quota = Some(subject);
+        self
+    }
+
+    fn status(self, message: String) -> Status {
+        let facts: HashMap<String, String> = self.facts.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
+        let mut details = ErrorDetails::with_error_info(self.reason, DOMAIN, facts);
+        if let Some(after) = self.retry_after {
+            details.set_retry_info(Some(after));
+        }
+        if let Some(field) = self.field {
+            details.add_bad_request_violation(field, message.clone());
+        }
+        if let Some(subject) = self.quota {
+            details.add_quota_failure_violation(subject, message.clone());
+        }
+        Status::with_error_details(self.code, message, details)
+    }
+}
+
+pub fn of_node(error: &NodeError) -> Status {
+    row_of_node(error).status(error.to_string())
+}
+
+fn row_of_node(error: &NodeError) -> Row {
+    match error {
+        NodeError::BadField { field, .. } => Row::new(Code::InvalidArgument, "BAD_FIELD").field(field),
+        NodeError::BadToken { field, .. } => Row::new(Code::InvalidArgument, "BAD_TOKEN").field(field),
+        NodeError::UnknownKeyspace { name, .. } => {
+            Row::new(Code::NotFound, "KEYSPACE_UNKNOWN").fact("keyspace", name).field("keyspace")
+        }
+        NodeError::VersionMismatch { current } => {
+            Row::new(Code::Aborted, "VERSION_MISMATCH").fact("current_version", BASE64.encode(current))
+        }
+        NodeError::KeyExists { current } => {
+            Row::new(Code::AlreadyExists, "KEY_EXISTS").fact("current_version", BASE64.encode(current))
+        }
+        NodeError::WrongKind { name, .. } => {
+            Row::new(Code::FailedPrecondition, "WRONG_KIND").fact("field", name.as_str())
+        }
+        NodeError::SessionNotReached { incarnation } => Row::new(Code::Unavailable, "SESSION_NOT_REACHED")
+            .fact("incarnation", incarnation)
+            .retry_after(Duration::from_millis(100)),
+        NodeError::Overloaded { what, retry_after } => {
+            Row::new(Code::ResourceExhausted, "QUEUE_FULL").quota(what).retry_after(*retry_after)
+        }
+        NodeError::DiskFull { retry_after } => {
+            Row::new(Code::ResourceExhausted, "DISK_FULL").quota("disk").retry_after(*retry_after)
+        }
+        NodeError::DeadlineExpired => Row::new(Code::DeadlineExceeded, "DEADLINE_EXPIRED"),
+        NodeError::OutcomeUnknown { .. } => Row::new(Code::Unknown, "OUTCOME_UNKNOWN"),
+        NodeError::WritesStopped { .. } => Row::new(Code::Unavailable, "WRITES_STOPPED"),
+        NodeError::Stopped { .. } => Row::new(Code::Unavailable, "STOPPED"),
+        NodeError::Completing => Row::new(Code::Unavailable, "COMPLETING").retry_after(Duration::from_secs(1)),
+        NodeError::Unimplemented { .. } => Row::new(Code::Unimplemented, "UNIMPLEMENTED"),
+        NodeError::ReadFailed { .. } => Row::new(Code::DataLoss, "CHECKSUM_MISMATCH"),
+    }
+}
+
+/// A field of a request that says nothing sound.
+pub fn bad_field(field: &'static str, reason: impl std::fmt::Display) -> Status {
+    Row::new(Code::InvalidArgument, "BAD_FIELD").field(field).status(format!("{field}: {reason}"))
+}
+
+/// The node serves as many requests as it may.
+pub fn too_many_requests() -> Status {
+    let row = Row::new(Code::ResourceExhausted, "QUEUE_FULL").quota("requests");
+    row.retry_after(Duration::from_millis(50)).status("the node serves as many requests as it may".to_owned())
+}
+
+/// What a peer is told. `of_status` reads it back.
+pub fn of_peer(error: &PeerError) -> Status {
+    let row = match error {
+        PeerError::Unreachable { .. } => Row::new(Code::Unavailable, "PEER_UNREACHABLE"),
+        PeerError::NotReady { .. } => Row::new(Code::Unavailable, "PEER_NOT_READY"),
+        PeerError::Incompatible { .. } => Row::new(Code::FailedPrecondition, "PEER_INCOMPATIBLE"),
+        PeerError::RegionReplaced { region, admitted, refused } => {
+            Row::new(Code::FailedPrecondition, "REGION_REPLACED")
+                .fact("region", region)
+                .fact("admitted", admitted)
+                .fact("refused", refused)
+        }
+        PeerError::Corrupt { .. } => Row::new(Code::DataLoss, "PEER_CORRUPT"),
+        PeerError::Stopping => Row::new(Code::Unavailable, "STOPPED"),
+    };
+    row.status(error.to_string())
+}
+
+/// What a peer said, read back. A status that isle did not make is a broken link.
+pub fn to_peer(status: &Status) -> PeerError {
+    let reason = status.message().to_owned();
+    let Some(info) = status.get_details_error_info().filter(|info| info.domain == DOMAIN) else {
+        return PeerError::Unreachable { reason: format!("{}: {reason}", status.code()) };
+    };
+    match info.reason.as_str() {
+        "PEER_NOT_READY" | "STOPPED" | "COMPLETING" | "QUEUE_FULL" => PeerError::NotReady { reason },
+        "PEER_INCOMPATIBLE" => PeerError::Incompatible { reason },
+        "PEER_CORRUPT" | "BAD_FIELD" => PeerError::Corrupt { reason },
+        "REGION_REPLACED" => replaced(&info.metadata).unwrap_or(PeerError::Incompatible { reason }),
+        _ => PeerError::Unreachable { reason },
+    }
+}
+
+fn replaced(facts: &HashMap<String, String>) -> Option<PeerError> {
+    let incarnation = |name: &str| u64::from_str_radix(facts.get(name)?, 16).ok().map(isle_model::Incarnation);
+    Some(PeerError::RegionReplaced {
+        region: isle_model::Region::new(facts.get("region")?),
+        admitted: incarnation("admitted")?,
+        refused: incarnation("refused")?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use isle_model::{Incarnation, Region};
+
+    #[test]
+    fn every_status_names_its_reason_and_domain() {
+        let errors = [
+            NodeError::DeadlineExpired,
+            NodeError::Completing,
+            NodeError::OutcomeUnknown { reason: "x".into() },
+            NodeError::UnknownKeyspace { name: "x".into(), known: vec![] },
+        ];
+        for error in errors {
+            let info = of_node(&error).get_details_error_info().unwrap();
+            assert_eq!(info.domain, DOMAIN);
+            assert!(info.reason.chars().all(|c| c.is_ascii_uppercase() || c == '_'), "{}", info.reason);
+        }
+    }
+
+    #[test]
+    fn a_full_queue_says_what_is_full_and_when_to_retry() {
+        let retry_after = Duration::from_millis(20);
+        let status = of_node(&NodeError::Overloaded { what: "shard queue", retry_after });
+        assert_eq!(status.code(), Code::ResourceExhausted);
+        assert_eq!(status.get_details_retry_info().unwrap().retry_delay, Some(retry_after));
+        assert_eq!(status.get_details_quota_failure().unwrap().violations[0].subject, "shard queue");
+    }
+
+    #[test]
+    fn a_bad_field_is_named() {
+        let status = of_node(&NodeError::BadField { field: "key", reason: "is empty".into() });
+        assert_eq!(status.get_details_bad_request().unwrap().field_violations[0].field, "key");
+    }
+
+    #[test]
+    fn a_peer_reads_what_a_peer_was_told() {
+        let replaced = PeerError::RegionReplaced {
+            region: Region::new("eu"),
+            admitted: Incarnation(0xabc),
+            refused: Incarnation(7),
+        };
+        assert_eq!(to_peer(&of_peer(&replaced)), replaced);
+        assert!(matches!(to_peer(&of_peer(&PeerError::Stopping)), PeerError::NotReady { .. }));
+        assert!(matches!(to_peer(&Status::unavailable("gone")), PeerError::Unreachable { .. }));
+    }
+}
