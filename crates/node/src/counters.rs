@@ -49,7 +49,10 @@ pub struct Counters {
 
 impl Counters {
     pub(crate) fn new(peers: impl IntoIterator<Item = Region>) -> Self {
-        Counters { peers: peers.into_iter().map(|region| (region, PeerCounters::default())).collect(), ..Self::default() }
+        Counters {
+            peers: peers.into_iter().map(|region| (region, PeerCounters::default())).collect(),
+            ..Self::default()
+        }
     }
 
     pub fn peers(&self) -> &BTreeMap<Region, PeerCounters> {

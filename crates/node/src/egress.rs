@@ -9,8 +9,7 @@ use crate::NodeConfig;
 
 /// Whether data of `keyspace` may be sent to `peer`.
 pub(crate) fn egress_gate(config: &NodeConfig, peer: &Region, keyspace: KeyspaceId) -> bool {
-    config.peers.iter().any(|known| known.region == *peer)
-        && config.keyspaces.iter().any(|known| known.id == keyspace)
+    config.peers.iter().any(|known| known.region == *peer) && config.keyspaces.iter().any(|known| known.id == keyspace)
 }
 
 #[cfg(test)]

@@ -1,1 +1,41 @@
-//! skeleton
+//! An isle region node without its network surface.
+//!
+//! ```text
+//! server ─▶ node ─▶ shard_queue ─▶ shard_loop ─▶ isle_store (log, overlay, view)
+//!            │                        ▲               │ durability
+//!            │                        │               ▼
+//!            └▶ replication: peers ═▶ inbound     outbound ═▶ peers      (by Peer and Connector, see peer)
+//!                              repair ┘               └ egress: the gate
+//!            maintenance: statements, tombstones, trimming
+//! ```
+//! It knows no wire format and no file: those are the server's and the store's. Time, peers, chance and storage are parts
+//! handed to `Node::start`.
+
+mod clock;
+mod config;
+mod context;
+mod counters;
+mod durability;
+mod egress;
+mod error;
+mod maintenance;
+mod node;
+pub mod peer;
+mod replication;
+mod shard_loop;
+mod shard_queue;
+mod shared;
+mod standing;
+mod status;
+
+pub use clock::{Clock, SystemClock};
+pub use config::{ConfigFaults, Keyspace, NodeConfig, PeerConfig};
+pub use context::RequestContext;
+pub use counters::{Counter, Counters, PeerCounters};
+pub use error::NodeError;
+pub use node::{
+    Consistency, GetReply, GetRequest, Node, Parts, PreconditionAsked, ScanReply, ScanRequest, ScanRow, StartError,
+    SyncDriver, WriteReply, WriteRequest,
+};
+pub use replication::link::LinkState;
+pub use status::{KeyspaceStatus, NodeState, NodeStatus, PeerStatus};

@@ -1,0 +1,222 @@
+//! What a node does by the clock: watches the log, states what it has absorbed, forgets tombstones, trims the log.
+//!
+//! In a simulation, which has no threads, it also syncs and maintains the storage: with an awaited random delay between append
+//! and fsync, so that a crash can fall between them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use isle_model::{KeyspaceId, Region};
+use rand::Rng;
+use rand::rngs::StdRng;
+use tokio::sync::watch;
+
+use crate::NodeError;
+use crate::replication::link::LogBudget;
+use crate::shard_queue::{Job, answer_of};
+use crate::shared::{Shared, StreamKey};
+
+const PULSE: Duration = Duration::from_millis(100);
+const TOMBSTONES_A_ROUND: usize = 512;
+/// Simulation: the longest an append waits for its fsync, and how often the storage is maintained.
+const SYNC_DELAY_MAX: Duration = Duration::from_millis(2);
+const MAINTAIN_EVERY: Duration = Duration::from_millis(20);
+const MAINTAIN_STEPS_MAX: usize = 64;
+
+/// Notes how the durable mark moves, and whether it ever will again.
+pub(crate) async fn pulse(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
+    let mut tick = tokio::time::interval(PULSE);
+    loop {
+        tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => return,
+            _ = tick.tick() => {}
+        }
+        shared.ages.lock().note(shared.store.durable(), shared.now());
+        if let Some(reason) = shared.store.is_poisoned() {
+            shared.durability.failed(&reason);
+        }
+    }
+}
+
+pub(crate) struct Upkeep {
+    shared: Arc<Shared>,
+    /// How far the tombstones of each shard have been looked through.
+    looked: BTreeMap<StreamKey, Bytes>,
+}
+
+impl Upkeep {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Upkeep { shared, looked: BTreeMap::new() }
+    }
+
+    pub(crate) async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        let mut tick = tokio::time::interval(self.shared.config.statement_interval);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => return,
+                _ = tick.tick() => {}
+            }
+            tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => return,
+                done = self.round() => if let Err(error) = done {
+                    tracing::debug!(%error, "upkeep waits for its next round");
+                },
+            }
+        }
+    }
+
+    async fn round(&mut self) -> Result<(), NodeError> {
+        self.expire_the_long_away();
+        self.trim().await;
+        // A region that is behind has nothing to state, nor the right to forget.
+        if self.shared.standing.lock().is_behind() {
+            return Ok(());
+        }
+        self.state().await?;
+        self.forget().await
+    }
+
+    fn expire_the_long_away(&self) {
+        let now = self.shared.now();
+        for (region, slot) in &self.shared.peers {
+            let away = slot.link.lock().away(now);
+            if away > self.shared.config.tombstone_horizon && self.shared.standing.lock().expire(region) {
+                tracing::warn!(%region, "a holder is away beyond the tombstone horizon and is not waited for");
+            }
+        }
+    }
+
+    async fn state(&self) -> Result<(), NodeError> {
+        if self.shared.peers.is_empty() {
+            return Ok(());
+        }
+        for queue in &self.shared.queues {
+            let has_news = |id: &KeyspaceId| self.shared.store.streams(*id, queue.shard).statement().is_some();
+            let keyspaces: Vec<KeyspaceId> =
+                self.shared.config.keyspaces.iter().map(|keyspace| keyspace.id).filter(has_news).collect();
+            if !keyspaces.is_empty() {
+                let answer = queue.submit(512, |answer| Job::Statement { keyspaces, answer }).await?;
+                answer_of(answer).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn forget(&mut self) -> Result<(), NodeError> {
+        let holders = self.holders();
+        let streams: Vec<StreamKey> = self.shared.stream_keys().collect();
+        for stream in streams {
+            let keys = self.forgettable(stream, &holders)?;
+            if keys.is_empty() {
+                continue;
+            }
+            let Some(queue) = self.shared.queue(stream.1) else { continue };
+            let bytes = keys.iter().map(|key| 64 + key.len()).sum();
+            let (keyspace, holders) = (stream.0, holders.clone());
+            let answer = queue.submit(bytes, |answer| Job::Forget { keyspace, keys, holders, answer }).await?;
+            answer_of(answer).await?;
+        }
+        Ok(())
+    }
+
+    /// Every region whose statement is waited for.
+    fn holders(&self) -> Arc<[Region]> {
+        let standing = self.shared.standing.lock();
+        let peers = self.shared.peers.keys().filter(|region| !standing.is_expired(region));
+        std::iter::once(self.shared.me()).chain(peers).cloned().collect()
+    }
+
+    /// The next tombstones of a shard that may go, as far as can be told from outside its loop.
+    fn forgettable(&mut self, stream: StreamKey, holders: &[Region]) -> Result<Vec<Bytes>, NodeError> {
+        let (keyspace, shard) = stream;
+        let store = &self.shared.store;
+        let after = self.looked.get(&stream).cloned().unwrap_or_default();
+        let found =
+            store.tombstones(keyspace, shard, &after, TOMBSTONES_A_ROUND).map_err(crate::shard_loop::read_failed)?;
+        match found.last().filter(|_| found.len() >= TOMBSTONES_A_ROUND) {
+            Some((last, _)) => self.looked.insert(stream, next_key(last)),
+            None => self.looked.remove(&stream),
+        };
+        let (streams, tree) = (store.durable_streams(keyspace, shard), store.tree());
+        let may_go =
+            |record: &isle_model::Record| streams.may_forget(record, holders, self.shared.me(), tree.shard(shard));
+        Ok(found.into_iter().filter(|(_, record)| may_go(record)).map(|(key, _)| key).collect())
+    }
+
+    /// Trims the log below what every peer has, but waits for none beyond its budget.
+    async fn trim(&self) {
+        let done = self.shared.off_loop(|shared| shared.store.trim(floor(shared))).await;
+        if let Some(Err(error)) = done {
+            tracing::warn!(%error, "the log cannot be trimmed");
+        }
+    }
+}
+
+fn next_key(key: &Bytes) -> Bytes {
+    let mut next = key.to_vec();
+    next.push(0);
+    Bytes::from(next)
+}
+
+fn floor(shared: &Shared) -> isle_store::LogPosition {
+    let store = &shared.store;
+    let budget = LogBudget { bytes: shared.config.log_budget_bytes, age: shared.config.log_budget_age };
+    let (durable, oldest, now) = (store.durable(), store.oldest(), shared.now());
+    let ages = shared.ages.lock();
+    let waited_for = shared.peers.values().filter_map(|slot| {
+        let confirmed = slot.link.lock().confirmed.as_ref().map_or(oldest, |confirmed| confirmed.position);
+        let waits = budget.waits(store.log_bytes_between(confirmed, durable), ages.lag(confirmed, durable, now));
+        waits.then_some(confirmed)
+    });
+    waited_for.fold(durable, isle_store::LogPosition::min)
+}
+
+/// Simulation: syncs what is appended, some random while after.
+pub(crate) async fn sync_by_task(shared: Arc<Shared>, mut rng: StdRng, mut stop: watch::Receiver<bool>) {
+    loop {
+        tokio::select! {
+            biased;
+            () = shared.appended.notified() => {}
+            _ = stop.wait_for(|stop| *stop) => return,
+        }
+        while shared.store.appended() > shared.store.durable() {
+            tokio::time::sleep(rng.random_range(Duration::ZERO..=SYNC_DELAY_MAX)).await;
+            match shared.store.sync() {
+                Ok(durable) => shared.durability.reached(durable),
+                Err(error) => {
+                    shared.durability.failed(&error.to_string());
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Simulation: drains, flushes and checkpoints, step by step.
+pub(crate) async fn maintain_by_task(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
+    let mut tick = tokio::time::interval(MAINTAIN_EVERY);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => return,
+            _ = tick.tick() => {}
+        }
+        for _ in 0..MAINTAIN_STEPS_MAX {
+            match shared.store.maintain() {
+                Ok(true) => tokio::task::yield_now().await,
+                Ok(false) => break,
+                Err(error) => {
+                    tracing::warn!(%error, "the storage cannot be maintained");
+                    break;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,572 @@
+//! One region's node: takes requests, and owns the tasks that carry them out.
+//!
+//! A write goes through its shard's queue and is answered once durable; a read sees what is published. Every task is owned
+//! here and ends with `shutdown`.
+
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use isle_model::{
+    Context, Epoch, FieldKey, IncarnationTree, KeyspaceId, Mutation, Precondition, Reading, Record, Region, ShardId,
+    WriteError, write,
+};
+use isle_store::{ShardWriter, Store};
+use parking_lot::Mutex;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::clock::Clock;
+use crate::config::ConfigFaults;
+use crate::counters::Counters;
+use crate::peer::{
+    Connector, FetchReply, FetchRequest, Hello, PeerError, StateReply, StateRequest, ToReceiver, ToSender,
+};
+use crate::replication::handshake::{Met, hello_for, meet};
+use crate::replication::inbound::Inbound;
+use crate::replication::link::Link;
+use crate::replication::outbound::Outbound;
+use crate::replication::repair::Repair;
+use crate::replication::serving::{FetchHints, serve_fetch, serve_state};
+use crate::shard_loop::{ShardLoop, read_failed};
+use crate::shard_queue::{ShardQueue, WriteAsk, Written, answer_of};
+use crate::shared::{PeerSlot, Shared};
+use crate::status::{NodeStatus, status};
+use crate::{Keyspace, NodeConfig, NodeError, RequestContext, maintenance};
+
+/// Messages waiting for a subscriber. A batch is at most about 256 KiB, but for single large deltas.
+const OUTGOING_MAX: usize = 8;
+
+/// Who drives fsync and upkeep of the storage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SyncDriver {
+    /// Production: the storage's own threads.
+    Threads,
+    /// Simulation: tasks, with an awaited random delay between append and fsync. No thread is started.
+    Task,
+}
+
+/// What a node is made of.
+pub struct Parts {
+    pub store: Arc<Store>,
+    pub writers: Vec<ShardWriter>,
+    pub clock: Arc<dyn Clock>,
+    pub connector: Arc<dyn Connector>,
+    /// Of all chance in the node.
+    pub seed: u64,
+    pub sync: SyncDriver,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Config(#[from] ConfigFaults),
+    #[error("the storage is of region {store}, the configuration of {config}")]
+    Region { store: Region, config: Region },
+    #[error("the storage has {store} shards, the configuration says {config}")]
+    Shards { store: usize, config: u32 },
+    #[error("the storage's threads do not start: {0}")]
+    Threads(String),
+}
+
+/// What must hold of the newest state, or nothing is written.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum PreconditionAsked {
+    #[default]
+    None,
+    Absent,
+    /// The record's version is the one of this token.
+    Version(Bytes),
+}
+
+#[derive(Clone, Debug)]
+pub struct WriteRequest {
+    pub keyspace: String,
+    pub key: Bytes,
+    pub mutation: Mutation,
+    pub precondition: PreconditionAsked,
+    /// A version token: the write covers what its client saw. One given as precondition counts here too.
+    pub context: Option<Bytes>,
+    /// Not there yet: anything but empty is refused.
+    pub request_id: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WriteReply {
+    pub version: Bytes,
+    pub home: Option<Region>,
+    pub home_epoch: Epoch,
+    pub served_by: Region,
+    pub replayed: bool,
+    /// What an increment left.
+    pub value: Option<i64>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Consistency {
+    /// What this region has.
+    #[default]
+    Eventual,
+    /// Not there yet.
+    Session,
+    /// Not there yet.
+    Bounded(Duration),
+    /// Not there yet.
+    Strong,
+}
+
+#[derive(Clone, Debug)]
+pub struct GetRequest {
+    pub keyspace: String,
+    pub key: Bytes,
+    pub consistency: Consistency,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct GetReply {
+    /// `None` where there is nothing, or nothing any more.
+    pub reading: Option<Reading>,
+    /// Also of a deleted record, so that a write can be made conditional on its absence.
+    pub version: Bytes,
+    pub served_by: Region,
+    pub home: Option<Region>,
+    pub home_epoch: Epoch,
+    pub staleness: Option<Duration>,
+}
+
+#[derive(Clone, Debug)]
+pub struct ScanRequest {
+    pub keyspace: String,
+    pub start: Bytes,
+    /// Exclusive.
+    pub end: Option<Bytes>,
+    pub limit: usize,
+    pub bytes_max: usize,
+    pub consistency: Consistency,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct ScanRow {
+    pub key: Bytes,
+    pub reading: Reading,
+    pub version: Bytes,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct ScanReply {
+    pub rows: Vec<ScanRow>,
+    /// Where to go on; `None` at the end.
+    pub next: Option<Bytes>,
+    pub served_by: Region,
+    pub staleness: Option<Duration>,
+}
+
+pub struct Node {
+    shared: Arc<Shared>,
+    hints: FetchHints,
+    tasks: Mutex<Tasks>,
+}
+
+struct Tasks {
+    /// Links, repair and upkeep: they end first.
+    links: JoinSet<()>,
+    /// Shard loops and what answers for them: they end when their queues are empty.
+    loops: JoinSet<()>,
+    closing: watch::Sender<bool>,
+    /// What syncs in a simulation: ends last.
+    sync: JoinSet<()>,
+    stop_sync: watch::Sender<bool>,
+    threads: Option<isle_store::Threads>,
+}
+
+impl Node {
+    pub fn start(config: NodeConfig, parts: Parts) -> Result<Arc<Node>, StartError> {
+        let Parts { store, writers, clock, connector, seed, sync } = parts;
+        config.validate()?;
+        if *store.region() != config.region {
+            return Err(StartError::Region { store: store.region().clone(), config: config.region });
+        }
+        if writers.len() != config.shards as usize {
+            return Err(StartError::Shards { store: writers.len(), config: config.shards });
+        }
+        let (queues, waiting): (Vec<_>, Vec<_>) =
+            (0..config.shards).map(|shard| ShardQueue::new(ShardId(shard), config.queue_bytes_max)).unzip();
+        let mut peers = BTreeMap::new();
+        let mut inbound = Vec::new();
+        for peer in &config.peers {
+            let (commands, commanded) = mpsc::unbounded_channel();
+            let link = Mutex::new(Link::new(clock.monotonic()));
+            let slot = PeerSlot { link, handle: Mutex::new(None), commands, subscription: watch::Sender::new(0) };
+            peers.insert(peer.region.clone(), slot);
+            inbound.push((peer.clone(), commanded));
+        }
+        let has_threads = sync == SyncDriver::Threads;
+        let shared = Arc::new(Shared::new(config, store, clock, queues, peers, has_threads));
+        let mut tasks = Tasks {
+            links: JoinSet::new(),
+            loops: JoinSet::new(),
+            closing: watch::Sender::new(false),
+            sync: JoinSet::new(),
+            stop_sync: watch::Sender::new(false),
+            threads: None,
+        };
+        tasks.start_sync(&shared, sync, seed)?;
+        for (writer, waiting) in writers.into_iter().zip(waiting) {
+            let (shard_loop, answers) = ShardLoop::new(shared.clone(), writer, waiting);
+            tasks.loops.spawn(shard_loop.run(tasks.closing.subscribe()));
+            tasks.loops.spawn(answers);
+        }
+        let stop = || shared.stop.subscribe();
+        for (peer, commands) in inbound {
+            let rng = rng_of(seed, peer.region.as_str());
+            let link = Inbound { shared: shared.clone(), connector: connector.clone(), peer, commands, rng };
+            tasks.links.spawn(link.run(stop()));
+        }
+        tasks.links.spawn(Repair::new(shared.clone()).run(stop()));
+        tasks.links.spawn(maintenance::Upkeep::new(shared.clone()).run(stop()));
+        tasks.links.spawn(maintenance::pulse(shared.clone(), stop()));
+        Ok(Arc::new(Node { shared, hints: FetchHints::default(), tasks: Mutex::new(tasks) }))
+    }
+
+    pub fn config(&self) -> &NodeConfig {
+        &self.shared.config
+    }
+
+    pub fn counters(&self) -> &Counters {
+        &self.shared.counters
+    }
+
+    pub fn store(&self) -> &Arc<Store> {
+        &self.shared.store
+    }
+
+    /// May take a moment while the storage is being maintained.
+    pub fn status(&self) -> NodeStatus {
+        status(&self.shared)
+    }
+
+    /// Waits until the node has stopped by itself; says why. It has to be restarted, or has been replaced.
+    pub async fn stopped(&self) -> String {
+        let mut fatal = self.shared.fatal.subscribe();
+        match fatal.wait_for(Option::is_some).await {
+            Ok(reason) => reason.as_deref().unwrap_or_default().to_owned(),
+            Err(_) => "the node is gone".to_owned(),
+        }
+    }
+
+    pub async fn write(&self, ctx: &RequestContext, request: WriteRequest) -> Result<WriteReply, NodeError> {
+        let keyspace = self.keyspace(&request.keyspace)?.id;
+        let incremented = match &request.mutation {
+            Mutation::Increment { field, .. } => Some(FieldKey::counter(field.as_str())),
+            _ => None,
+        };
+        let key = request.key.clone();
+        let answer = match self.accept(ctx, keyspace, request) {
+            Ok(answer) => answer,
+            Err(error) => {
+                self.count_refusal(&error);
+                return Err(error);
+            }
+        };
+        let written = match ctx.deadline {
+            None => answer_of(answer).await?,
+            Some(deadline) => tokio::time::timeout_at(deadline, answer_of(answer)).await.unwrap_or_else(|_| {
+                Err(NodeError::OutcomeUnknown { reason: "the deadline passed while the commit was awaited".to_owned() })
+            })?,
+        };
+        self.reply(keyspace, &key, incremented.as_ref(), written)
+    }
+
+    /// Checks a write and puts it into its shard's queue. An error means that nothing was or will be appended.
+    fn accept(
+        &self,
+        ctx: &RequestContext,
+        keyspace: KeyspaceId,
+        request: WriteRequest,
+    ) -> Result<tokio::sync::oneshot::Receiver<Result<Written, NodeError>>, NodeError> {
+        self.shared.check_serving()?;
+        if !request.request_id.is_empty() {
+            return Err(NodeError::Unimplemented { what: "request_id" });
+        }
+        if ctx.is_expired() {
+            return Err(NodeError::DeadlineExpired);
+        }
+        if let Some(reason) = self.shared.durability.failure() {
+            return Err(NodeError::WritesStopped { reason: reason.to_string() });
+        }
+        let bad = |error: WriteError| refusal(error, Bytes::new());
+        write::check_key(&request.key).map_err(bad)?;
+        request.mutation.check().map_err(bad)?;
+        let (precondition, context) = match (request.precondition, request.context) {
+            (PreconditionAsked::None, context) => (Precondition::None, context.map(|token| ("context", token))),
+            (PreconditionAsked::Absent, context) => (Precondition::Absent, context.map(|token| ("context", token))),
+            (PreconditionAsked::Version(token), _) => (Precondition::Version, Some(("if_version", token))),
+        };
+        let context =
+            context.map(|(field, token)| self.decode_token(field, keyspace, &request.key, &token)).transpose()?;
+        let shard = self.shared.shard_of(keyspace, &request.key);
+        let Some(queue) = self.shared.queue(shard) else {
+            return Err(NodeError::Stopped { reason: "it has no shards".to_owned() });
+        };
+        queue.offer(Box::new(WriteAsk {
+            keyspace,
+            key: request.key,
+            mutation: request.mutation,
+            precondition,
+            context,
+            deadline: ctx.deadline,
+        }))
+    }
+
+    fn count_refusal(&self, error: &NodeError) {
+        if matches!(error, NodeError::Overloaded { .. } | NodeError::DeadlineExpired) {
+            self.shared.counters.refused.add(1);
+        }
+    }
+
+    fn reply(
+        &self,
+        keyspace: KeyspaceId,
+        key: &Bytes,
+        incremented: Option<&FieldKey>,
+        written: Written,
+    ) -> Result<WriteReply, NodeError> {
+        let Written { record, tree, refused } = written;
+        let version = self.version(&record, &tree, keyspace, key);
+        if let Some(error) = refused {
+            return Err(refusal(error, version));
+        }
+        let lineage = tree.shard(self.shared.shard_of(keyspace, key));
+        Ok(WriteReply {
+            version,
+            home: record.home(lineage),
+            home_epoch: Epoch::default(),
+            served_by: self.shared.me().clone(),
+            replayed: false,
+            value: incremented.and_then(|field| record.counter(field)).map(isle_model::Counter::value),
+        })
+    }
+
+    /// Many writes at once, each with an outcome of its own. Not atomic.
+    pub async fn write_batch(
+        &self,
+        ctx: &RequestContext,
+        requests: Vec<WriteRequest>,
+    ) -> Vec<Result<WriteReply, NodeError>> {
+        // Each is queued as the join first polls it, in order: writes to one key keep theirs.
+        futures::future::join_all(requests.into_iter().map(|request| self.write(ctx, request))).await
+    }
+
+    pub async fn get(&self, ctx: &RequestContext, request: GetRequest) -> Result<GetReply, NodeError> {
+        let keyspace = self.readable(ctx, &request.keyspace, request.consistency)?;
+        write::check_key(&request.key).map_err(|error| refusal(error, Bytes::new()))?;
+        let record = self.shared.store.get(keyspace, &request.key).map_err(read_failed)?.unwrap_or_default();
+        let tree = self.shared.store.tree();
+        let reading = Reading::of(&record, tree.shard(self.shared.shard_of(keyspace, &request.key)));
+        Ok(GetReply {
+            version: self.version(&record, &tree, keyspace, &request.key),
+            served_by: self.shared.me().clone(),
+            home: reading.home.clone(),
+            home_epoch: Epoch::default(),
+            staleness: self.staleness(),
+            reading: reading.found().then_some(reading),
+        })
+    }
+
+    pub async fn get_batch(&self, ctx: &RequestContext, requests: Vec<GetRequest>) -> Vec<Result<GetReply, NodeError>> {
+        futures::future::join_all(requests.into_iter().map(|request| self.get(ctx, request))).await
+    }
+
+    /// Live records of [start, end) in key order. Not a snapshot.
+    pub async fn scan(&self, ctx: &RequestContext, request: ScanRequest) -> Result<ScanReply, NodeError> {
+        let keyspace = self.readable(ctx, &request.keyspace, request.consistency)?;
+        let (start, end) = (&request.start, request.end.as_deref());
+        let page =
+            self.shared.store.scan(keyspace, start, end, request.limit, request.bytes_max).map_err(read_failed)?;
+        let tree = self.shared.store.tree();
+        let rows = page.rows.into_iter().map(|(key, record)| ScanRow {
+            reading: Reading::of(&record, tree.shard(self.shared.shard_of(keyspace, &key))),
+            version: self.version(&record, &tree, keyspace, &key),
+            key,
+        });
+        Ok(ScanReply {
+            rows: rows.collect(),
+            next: page.next,
+            served_by: self.shared.me().clone(),
+            staleness: self.staleness(),
+        })
+    }
+
+    fn readable(
+        &self,
+        ctx: &RequestContext,
+        keyspace: &str,
+        consistency: Consistency,
+    ) -> Result<KeyspaceId, NodeError> {
+        self.shared.check_serving()?;
+        if ctx.is_expired() {
+            return Err(NodeError::DeadlineExpired);
+        }
+        match consistency {
+            Consistency::Eventual => {}
+            Consistency::Session => return Err(NodeError::Unimplemented { what: "consistency=session" }),
+            Consistency::Bounded(_) => return Err(NodeError::Unimplemented { what: "consistency=bounded" }),
+            Consistency::Strong => return Err(NodeError::Unimplemented { what: "consistency=strong" }),
+        }
+        self.shared.counters.reads.add(1);
+        Ok(self.keyspace(keyspace)?.id)
+    }
+
+    fn keyspace(&self, name: &str) -> Result<&Keyspace, NodeError> {
+        self.shared.config.keyspace(name).ok_or_else(|| NodeError::UnknownKeyspace {
+            name: name.to_owned(),
+            known: self.shared.config.keyspaces.iter().map(|keyspace| keyspace.name.clone()).collect(),
+        })
+    }
+
+    fn version(&self, record: &Record, tree: &IncarnationTree, keyspace: KeyspaceId, key: &[u8]) -> Bytes {
+        let lineage = tree.shard(self.shared.shard_of(keyspace, key));
+        Bytes::from(Context::of(record, lineage).encode(&self.shared.config.token_key, keyspace, key))
+    }
+
+    fn decode_token(
+        &self,
+        field: &'static str,
+        keyspace: KeyspaceId,
+        key: &[u8],
+        token: &[u8],
+    ) -> Result<Context, NodeError> {
+        let context = Context::decode(&self.shared.config.token_key, keyspace, key, token)
+            .map_err(|source| NodeError::BadToken { field, source })?;
+        let tree = self.shared.store.tree();
+        let unknown = context.incarnations().find(|incarnation| !tree.contains(*incarnation));
+        match unknown {
+            Some(incarnation) => Err(NodeError::SessionNotReached { incarnation }),
+            None => Ok(context),
+        }
+    }
+
+    /// How old what is read here may be, by the peer that was heard last of all; `None` until all were heard.
+    fn staleness(&self) -> Option<Duration> {
+        let now = self.shared.now();
+        let ages = self.shared.peers.values().map(|slot| slot.link.lock().fresh_as_of.map(|at| now.saturating_sub(at)));
+        ages.fold(Some(Duration::ZERO), |oldest, age| Some(oldest?.max(age?)))
+    }
+
+    /// The sending side of a peer's subscription.
+    pub fn subscribe(
+        &self,
+        hello: Hello,
+        incoming: BoxStream<'static, Result<ToSender, PeerError>>,
+    ) -> Result<BoxStream<'static, Result<ToReceiver, PeerError>>, PeerError> {
+        if *self.shared.stop.borrow() {
+            return Err(PeerError::Stopping);
+        }
+        let met = meet(&self.shared, &hello, None)?;
+        let answer = Ok(ToReceiver::Hello(Box::new(hello_for(&self.shared, &hello.region))));
+        if met == Met::CompleteFirst {
+            // It learns from the answer what it has lost, and comes again once it is complete.
+            let reason = "this incarnation is a branch; it is admitted once it is complete".to_owned();
+            return Ok(futures::stream::iter([answer, Err(PeerError::NotReady { reason })]).boxed());
+        }
+        let Some(slot) = self.shared.peers.get(&hello.region) else {
+            return Err(PeerError::Incompatible { reason: format!("{} is no peer", hello.region) });
+        };
+        slot.subscription.send_modify(|generation| *generation += 1);
+        let (outgoing, messages) = mpsc::channel(OUTGOING_MAX);
+        let outbound = Outbound::new(self.shared.clone(), &hello);
+        let task = outbound.run(outgoing, incoming, self.shared.stop.subscribe(), slot.subscription.subscribe());
+        let mut tasks = self.tasks.lock();
+        while tasks.links.try_join_next().is_some() {}
+        tasks.links.spawn(task);
+        let messages = futures::stream::unfold(messages, |mut messages| async move {
+            messages.recv().await.map(|message| (message, messages))
+        });
+        Ok(futures::stream::iter([answer]).chain(messages).boxed())
+    }
+
+    pub async fn serve_fetch(&self, request: FetchRequest) -> Result<FetchReply, PeerError> {
+        serve_fetch(&self.shared, &self.hints, &request)
+    }
+
+    pub async fn serve_state(&self, request: StateRequest) -> Result<StateReply, PeerError> {
+        serve_state(&self.shared, &request)
+    }
+
+    /// Carries out what was accepted, syncs, and closes the storage. A second call finds nothing left to do.
+    pub async fn shutdown(&self) {
+        self.shared.stop.send_replace(true);
+        self.shared.fatal.send_if_modified(|fatal| {
+            let first = fatal.is_none();
+            fatal.get_or_insert_with(|| Arc::from("it is shutting down"));
+            first
+        });
+        let mut links = std::mem::take(&mut self.tasks.lock().links);
+        while links.join_next().await.is_some() {}
+        let mut loops = {
+            let mut tasks = self.tasks.lock();
+            tasks.closing.send_replace(true);
+            std::mem::take(&mut tasks.loops)
+        };
+        while loops.join_next().await.is_some() {}
+        let (mut sync, threads) = {
+            let mut tasks = self.tasks.lock();
+            tasks.stop_sync.send_replace(true);
+            (std::mem::take(&mut tasks.sync), tasks.threads.take())
+        };
+        while sync.join_next().await.is_some() {}
+        let closed = self
+            .shared
+            .off_loop(move |shared| {
+                // The threads first: they hold the storage, and must not sync what is being closed.
+                drop(threads);
+                shared.store.close()
+            })
+            .await;
+        if let Some(Err(error)) = closed {
+            tracing::warn!(%error, "the storage did not close cleanly; the next start recovers it from the log");
+        }
+    }
+}
+
+impl Tasks {
+    fn start_sync(&mut self, shared: &Arc<Shared>, driver: SyncDriver, seed: u64) -> Result<(), StartError> {
+        match driver {
+            SyncDriver::Threads => {
+                let durability = shared.durability.clone();
+                let on_durable = Box::new(move |position| durability.reached(position));
+                let durability = shared.durability.clone();
+                let on_failed = Box::new(move |error: &isle_store::SyncError| durability.failed(&error.reason));
+                let threads = shared.store.start_threads(on_durable, on_failed);
+                self.threads = Some(threads.map_err(|error| StartError::Threads(error.to_string()))?);
+            }
+            SyncDriver::Task => {
+                let rng = rng_of(seed, "sync");
+                self.sync.spawn(maintenance::sync_by_task(shared.clone(), rng, self.stop_sync.subscribe()));
+                self.sync.spawn(maintenance::maintain_by_task(shared.clone(), self.stop_sync.subscribe()));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Chance of its own for each task, so that one drawing more changes nothing for the others.
+fn rng_of(seed: u64, name: &str) -> StdRng {
+    // Fixed keys: the same seed gives the same history in every process.
+    StdRng::seed_from_u64(BuildHasherDefault::<DefaultHasher>::default().hash_one((seed, name)))
+}
+
+fn refusal(error: WriteError, current: Bytes) -> NodeError {
+    match error {
+        WriteError::BadField { field, reason } => NodeError::BadField { field, reason },
+        WriteError::WrongKind { name, there, asked } => NodeError::WrongKind { name, there, asked },
+        WriteError::KeyExists => NodeError::KeyExists { current },
+        WriteError::VersionMismatch => NodeError::VersionMismatch { current },
+    }
+}

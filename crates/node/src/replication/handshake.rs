@@ -1,0 +1,163 @@
+//! The first words of two nodes: whether they belong together, who each of them is by now, and whether one of them has lost
+//! what it once had.
+
+use std::collections::BTreeMap;
+
+use isle_model::{Region, Vector};
+
+use crate::peer::{FEATURE_LEVEL, Hello, PROTOCOL, PeerError};
+use crate::shared::{Shared, StreamKey};
+use crate::standing::{Admittance, Owed};
+
+/// What this node says of itself to a peer.
+pub(crate) fn hello_for(shared: &Shared, peer: &Region) -> Hello {
+    let streams = shared.store.all_streams();
+    let mut hello = Hello {
+        protocol: PROTOCOL,
+        cluster: shared.config.cluster.clone(),
+        region: shared.me().clone(),
+        incarnation: shared.store.incarnation(),
+        rows: Vec::new(),
+        feature_level: FEATURE_LEVEL,
+        shards: shared.config.shards,
+        keyspaces: shared.config.keyspaces.iter().map(|ks| (ks.id, ks.name.clone(), ks.fingerprint())).collect(),
+        cursors: Vec::new(),
+        stated: Vec::new(),
+        absorbed: Vec::new(),
+    };
+    for ((keyspace, shard), streams) in streams {
+        hello.cursors.push((keyspace, shard, streams.cursor(peer)));
+        if let Some(heard) = streams.heard().get(peer) {
+            hello.stated.push((keyspace, shard, heard.clone().into_iter().collect()));
+        }
+        hello.absorbed.push((keyspace, shard, streams.applied().clone().into_iter().collect()));
+    }
+    // The rows are read after the cursors: they name everything that those do.
+    hello.rows = shared.store.tree().rows().map(|(incarnation, row)| (incarnation, row.clone())).collect();
+    hello
+}
+
+/// What came of meeting a peer that belongs here.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Met {
+    Admitted,
+    /// It comes back on a branch and has to be completed before anything of it is taken or given, but states.
+    CompleteFirst,
+}
+
+/// Hears a peer's Hello. `dialled` is whom this node meant to reach, where it was the one who dialled.
+pub(crate) fn meet(shared: &Shared, hello: &Hello, dialled: Option<&Region>) -> Result<Met, PeerError> {
+    let faults = misfits(shared, hello, dialled);
+    if !faults.is_empty() {
+        return Err(PeerError::Incompatible { reason: faults.join("; ") });
+    }
+    shared.store.learn_rows(hello.rows.iter().cloned()).map_err(|error| match error {
+        isle_store::RowsError::Conflict(conflict) => PeerError::Corrupt { reason: conflict.to_string() },
+        isle_store::RowsError::Append(error) => PeerError::NotReady { reason: error.to_string() },
+    })?;
+    if let Some(where_) = own_end_exceeded(shared, hello) {
+        let reason =
+            format!("{} holds more of this incarnation than this node wrote ({where_}); restart it", hello.region);
+        shared.stop_for_good(&reason);
+        return Err(PeerError::Stopping);
+    }
+    let owed = owed_by(shared, hello);
+    if !owed.is_empty() {
+        tracing::warn!(peer = %hello.region, streams = owed.len(), "this region's disk is behind what it once stated");
+        shared.repair.notify_one();
+    }
+    let is_complete = is_complete(shared, hello);
+    let tree = shared.store.tree();
+    let mut standing = shared.standing.lock();
+    standing.compare(&hello.region, owed);
+    match standing.judge(&hello.region, hello.incarnation, &tree, is_complete) {
+        Admittance::Admit => {
+            standing.admit(&hello.region, hello.incarnation);
+            Ok(Met::Admitted)
+        }
+        Admittance::CompleteFirst => Ok(Met::CompleteFirst),
+        Admittance::Replaced { admitted } => {
+            Err(PeerError::RegionReplaced { region: hello.region.clone(), admitted, refused: hello.incarnation })
+        }
+    }
+}
+
+fn misfits(shared: &Shared, hello: &Hello, dialled: Option<&Region>) -> Vec<String> {
+    let mut faults = Vec::new();
+    let mut check = |fits: bool, fault: String| {
+        if !fits {
+            faults.push(fault);
+        }
+    };
+    let config = &shared.config;
+    check(hello.protocol == PROTOCOL, format!("protocol {} here, {} there", PROTOCOL, hello.protocol));
+    check(hello.cluster == config.cluster, format!("cluster {:?} here, {:?} there", config.cluster, hello.cluster));
+    check(hello.shards == config.shards, format!("{} shards here, {} there", config.shards, hello.shards));
+    check(shared.peers.contains_key(&hello.region), format!("{} is no peer of {}", hello.region, config.region));
+    if let Some(dialled) = dialled {
+        check(*dialled == hello.region, format!("dialled {dialled}, reached {}", hello.region));
+    }
+    for ours in &config.keyspaces {
+        if let Some((_, name, hash)) = hello.keyspaces.iter().find(|(id, ..)| *id == ours.id) {
+            check(
+                *hash == ours.fingerprint(),
+                format!("keyspace {} is {:?} here, {name:?} there", ours.id.0, ours.name),
+            );
+        }
+    }
+    faults
+}
+
+/// Where the peer has more of this very incarnation than was written: a dot of it has been issued elsewhere.
+fn own_end_exceeded(shared: &Shared, hello: &Hello) -> Option<String> {
+    let (me, incarnation) = (shared.me(), shared.store.incarnation());
+    let cursors = hello.cursors.iter().map(|(keyspace, shard, vector)| (*keyspace, *shard, vector));
+    let absorbed = hello.absorbed.iter().flat_map(|(keyspace, shard, vectors)| {
+        vectors.iter().filter(|(region, _)| region == me).map(|(_, vector)| (*keyspace, *shard, vector))
+    });
+    cursors.chain(absorbed).find_map(|(keyspace, shard, theirs)| {
+        shared.queue(shard)?;
+        let own = shared.store.streams(keyspace, shard).cursor(me).get(incarnation);
+        let there = theirs.get(incarnation);
+        (there > own).then(|| format!("keyspace {}, shard {}: {there} there, {own} here", keyspace.0, shard.0))
+    })
+}
+
+/// What the peer heard this region state that its disk does not hold any more.
+fn owed_by(shared: &Shared, hello: &Hello) -> Owed {
+    let tree = shared.store.tree();
+    let mut owed = Owed::new();
+    for (keyspace, shard, stated) in &hello.stated {
+        if shared.queue(*shard).is_some()
+            && shared.store.streams(*keyspace, *shard).is_behind(stated, tree.shard(*shard))
+        {
+            owed.insert((*keyspace, *shard), stated.clone());
+        }
+    }
+    owed
+}
+
+/// Whether the peer holds at least what it was heard to state, and what is here of its own streams.
+fn is_complete(shared: &Shared, hello: &Hello) -> bool {
+    let tree = shared.store.tree();
+    let nothing = Vector::new();
+    let theirs: BTreeMap<StreamKey, BTreeMap<&Region, &Vector>> = hello
+        .absorbed
+        .iter()
+        .map(|(keyspace, shard, vectors)| ((*keyspace, *shard), vectors.iter().map(|(r, v)| (r, v)).collect()))
+        .collect();
+    shared.store.all_streams().iter().all(|(stream, streams)| {
+        let lineage = tree.shard(stream.1);
+        let has = |origin: &Region, wanted: &Vector| {
+            theirs
+                .get(stream)
+                .and_then(|vectors| vectors.get(origin))
+                .copied()
+                .unwrap_or(&nothing)
+                .covers_all(wanted, lineage)
+        };
+        let stated = streams.heard().get(&hello.region);
+        has(&hello.region, &streams.cursor(&hello.region))
+            && stated.into_iter().flatten().all(|(origin, vector)| has(origin, vector))
+    })
+}

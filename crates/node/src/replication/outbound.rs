@@ -1,0 +1,406 @@
+//! The sending side of a subscription: this region's own streams, tailed from the log, to one peer.
+//!
+//! The law it keeps: a stream is shipped without a hole. The first delta of a stream that goes out names a predecessor that the
+//! peer has, or the peer is told to take a state; nothing of that stream goes out until it says from where to go on.
+//! What is sent and not confirmed is bounded, so a slow peer costs this node nothing but log.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use isle_model::{Incarnation, KeyspaceId, Region, Row, ShardId, Streams, Vector};
+use isle_store::{LogItem, LogPosition, TailError};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use crate::egress::egress_gate;
+use crate::peer::{Hello, PeerError, ToReceiver, ToSender};
+use crate::replication::batch_codec::{BatchBuilder, wire_bytes};
+use crate::shared::{Confirmed, Shared, StreamKey};
+
+/// About how much goes into one batch, raw.
+const BATCH_BYTES: usize = 256 << 10;
+/// With this much waiting, a batch goes out though an earlier one is unconfirmed.
+const BACKLOG_BYTES: u64 = 32 << 10;
+/// Otherwise small batches wait for the confirmation of the one before, but no longer than this: on a busy link
+/// deltas travel, and compress, together; on an idle one nothing waits. (Nagle, RFC 896.)
+const GATHER_MAX: Duration = Duration::from_millis(4);
+
+pub(crate) type Outgoing = mpsc::Sender<Result<ToReceiver, PeerError>>;
+
+pub(crate) struct Outbound {
+    shared: Arc<Shared>,
+    peer: Region,
+    /// What the peer has, or has been sent.
+    sent: BTreeMap<StreamKey, Vector>,
+    /// Streams that wait for the peer to take a state.
+    waiting: BTreeSet<StreamKey>,
+    /// Where the first of them began to wait: the peer's state will reach at least here.
+    hold: Option<LogPosition>,
+    /// Streams that the peer has to take as a state whatever the log holds.
+    overdue: BTreeSet<StreamKey>,
+    scanned: LogPosition,
+    /// Whether it was checked, at the end of the log, that nothing is missing that the log does not hold.
+    verified: bool,
+    known_rows: BTreeSet<Incarnation>,
+    /// Sent and not confirmed: up to where, and the sum of raw bytes with it.
+    in_flight: VecDeque<(LogPosition, u64)>,
+    sent_bytes: u64,
+    acked_bytes: u64,
+    acked: BTreeMap<StreamKey, Vector>,
+    last_sent: Option<Instant>,
+    probes: VecDeque<(u64, LogPosition)>,
+}
+
+impl Outbound {
+    pub(crate) fn new(shared: Arc<Shared>, hello: &Hello) -> Self {
+        let peer = hello.region.clone();
+        let sent: BTreeMap<StreamKey, Vector> =
+            hello.cursors.iter().map(|(keyspace, shard, vector)| ((*keyspace, *shard), vector.clone())).collect();
+        let scanned = start(&shared, &peer, &sent);
+        let overdue =
+            if shared.standing.lock().is_expired(&peer) { shared.stream_keys().collect() } else { BTreeSet::new() };
+        Outbound {
+            known_rows: hello.rows.iter().map(|(incarnation, _)| *incarnation).collect(),
+            acked: sent.clone(),
+            sent,
+            waiting: BTreeSet::new(),
+            hold: None,
+            overdue,
+            scanned,
+            verified: false,
+            in_flight: VecDeque::new(),
+            sent_bytes: 0,
+            acked_bytes: 0,
+            last_sent: None,
+            probes: VecDeque::new(),
+            shared,
+            peer,
+        }
+    }
+
+    pub(crate) async fn run(
+        mut self,
+        outgoing: Outgoing,
+        mut incoming: BoxStream<'static, Result<ToSender, PeerError>>,
+        mut stop: watch::Receiver<bool>,
+        mut subscription: watch::Receiver<u64>,
+    ) {
+        let generation = *subscription.borrow_and_update();
+        self.set_up(true);
+        let mut durable = self.shared.durability.subscribe();
+        let mut heartbeat = tokio::time::interval(self.shared.config.heartbeat_interval);
+        heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut last_heard = Instant::now();
+        loop {
+            let wakes_at = self.sends_at();
+            let told = tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => break,
+                _ = subscription.wait_for(|now| *now != generation) => break,
+                message = incoming.next() => match message {
+                    Some(Ok(message)) => {
+                        last_heard = Instant::now();
+                        self.hear(message);
+                        Ok(())
+                    }
+                    Some(Err(error)) => Err(error),
+                    None => break,
+                },
+                permit = outgoing.reserve(), if self.has_word() || wakes_at.is_some_and(|at| at <= Instant::now()) => {
+                    let Ok(permit) = permit else { break };
+                    self.say(permit)
+                }
+                () = sleep_until(wakes_at), if wakes_at.is_some_and(|at| at > Instant::now()) => Ok(()),
+                _ = durable.changed(), if wakes_at.is_none() => Ok(()),
+                _ = heartbeat.tick() => {
+                    self.beat(&outgoing);
+                    if last_heard.elapsed() > self.shared.config.silence_max {
+                        Err(PeerError::Unreachable { reason: "it has fallen silent".to_owned() })
+                    } else {
+                        Ok(())
+                    }
+                }
+            };
+            if let Err(error) = told {
+                tracing::info!(peer = %self.peer, %error, "a subscription of the peer ends");
+                // Best effort: the receiver learns why, or finds the stream closed.
+                let _ = outgoing.try_send(Err(error));
+                break;
+            }
+        }
+        if *subscription.borrow() == generation {
+            self.set_up(false);
+        }
+    }
+
+    fn set_up(&self, up: bool) {
+        let Some(slot) = self.shared.peers.get(&self.peer) else { return };
+        let mut link = slot.link.lock();
+        link.set_outbound(up, self.shared.now());
+        link.needs_state = !self.waiting.is_empty();
+    }
+
+    fn hear(&mut self, message: ToSender) {
+        match message {
+            ToSender::Ack { cursors, bytes } => self.confirm(cursors, bytes),
+            ToSender::Probe { id } => {
+                // One answer is all that a receiver waits for.
+                if self.probes.len() < 16 {
+                    self.probes.push_back((id, self.shared.store.durable()));
+                }
+            }
+            ToSender::Refetch { keyspace, shard, after } => self.go_back((keyspace, shard), after),
+        }
+    }
+
+    fn confirm(&mut self, cursors: Vec<(KeyspaceId, ShardId, Vector)>, bytes: u64) {
+        let tree = self.shared.store.tree();
+        for (keyspace, shard, vector) in cursors {
+            self.acked.entry((keyspace, shard)).or_default().join(&vector, tree.shard(shard));
+        }
+        self.acked_bytes = self.acked_bytes.max(bytes.min(self.sent_bytes));
+        let mut position = None;
+        while let Some((upto, _)) = self.in_flight.front().filter(|(_, sum)| *sum <= self.acked_bytes) {
+            position = Some(*upto);
+            self.in_flight.pop_front();
+        }
+        self.note_confirmed(position);
+    }
+
+    /// Moves the position that the log need not keep for this peer.
+    fn note_confirmed(&self, position: Option<LogPosition>) {
+        let position = if self.in_flight.is_empty() { Some(self.scanned) } else { position };
+        let Some(position) = position else { return };
+        let position = self.hold.map_or(position, |hold| position.min(hold));
+        if let Some(slot) = self.shared.peers.get(&self.peer) {
+            slot.link.lock().confirmed = Some(Confirmed { position, cursors: self.acked.clone() });
+        }
+    }
+
+    fn go_back(&mut self, stream: StreamKey, after: Vector) {
+        if let Some(counters) = self.shared.counters.peer(&self.peer) {
+            counters.refetches.add(1);
+        }
+        self.sent.insert(stream, after);
+        self.overdue.remove(&stream);
+        // A state reaches at least to where its stream began to wait; anything else is sought in the whole log.
+        let from = match self.waiting.remove(&stream) {
+            true => self.hold.unwrap_or(self.shared.store.oldest()),
+            false => self.shared.store.oldest(),
+        };
+        self.scanned = self.scanned.min(from);
+        self.in_flight.clear();
+        self.verified = false;
+        if self.waiting.is_empty() {
+            self.hold = None;
+            if self.overdue.is_empty() && self.shared.standing.lock().welcome_back(&self.peer) {
+                tracing::info!(peer = %self.peer, "a holder long away is back");
+            }
+        }
+        self.set_up(true);
+    }
+
+    /// When the next batch may go out; `None` where there is nothing to send, or no window for it.
+    fn sends_at(&self) -> Option<Instant> {
+        let store = &self.shared.store;
+        let durable = store.durable();
+        let window = self.sent_bytes - self.acked_bytes < self.shared.config.unacked_bytes_max;
+        if self.scanned >= durable || !window {
+            return None;
+        }
+        let now = Instant::now();
+        let hurry = self.in_flight.is_empty() || store.log_bytes_between(self.scanned, durable) >= BACKLOG_BYTES;
+        Some(if hurry { now } else { self.last_sent.map_or(now, |at| at + GATHER_MAX) })
+    }
+
+    /// Whether there is something to say besides deltas.
+    fn has_word(&self) -> bool {
+        let probe = self.probes.front().is_some_and(|(_, position)| *position <= self.scanned);
+        let unverified = !self.verified && self.scanned >= self.shared.store.durable();
+        probe || unverified || !self.overdue.is_empty()
+    }
+
+    fn say(&mut self, permit: mpsc::Permit<'_, Result<ToReceiver, PeerError>>) -> Result<(), PeerError> {
+        if let Some(stream) = self.overdue.pop_first() {
+            permit.send(Ok(self.needs_state(stream)));
+            return Ok(());
+        }
+        if self.probes.front().is_some_and(|(_, position)| *position <= self.scanned)
+            && let Some((id, _)) = self.probes.pop_front()
+        {
+            permit.send(Ok(ToReceiver::ProbeAnswer { id }));
+            return Ok(());
+        }
+        if !self.verified {
+            // Only what was durable before the log's end was read counts: the rest is on its way.
+            let streams = self.shared.store.all_streams();
+            if self.scanned >= self.shared.store.durable() {
+                match self.missing_beyond_log(&streams) {
+                    Some(stream) => permit.send(Ok(self.needs_state(stream))),
+                    None => self.verified = true,
+                }
+                return Ok(());
+            }
+        }
+        if let Some(message) = self.next_batch()? {
+            permit.send(Ok(message));
+        }
+        Ok(())
+    }
+
+    fn needs_state(&mut self, (keyspace, shard): StreamKey) -> ToReceiver {
+        tracing::info!(peer = %self.peer, keyspace = keyspace.0, shard = shard.0, "the log does not reach back to the peer");
+        self.waiting.insert((keyspace, shard));
+        let now = self.shared.store.durable();
+        self.hold = Some(self.hold.map_or(now, |hold| hold.min(now)));
+        self.set_up(true);
+        ToReceiver::NeedsState { keyspace, shard }
+    }
+
+    /// A stream whose last delta the peer does not have, though the whole log has been read.
+    fn missing_beyond_log(&self, streams: &[(StreamKey, Arc<Streams>)]) -> Option<StreamKey> {
+        let tree = self.shared.store.tree();
+        let nothing = Vector::new();
+        let lacks = |(stream, streams): &&(StreamKey, Arc<Streams>)| {
+            let have = self.sent.get(stream).unwrap_or(&nothing);
+            let lacking = streams.last_own().is_some_and(|dot| !have.covers(dot, tree.shard(stream.1)));
+            lacking && !self.waiting.contains(stream) && egress_gate(&self.shared.config, &self.peer, stream.0)
+        };
+        streams.iter().find(lacks).map(|(stream, _)| *stream)
+    }
+
+    fn next_batch(&mut self) -> Result<Option<ToReceiver>, PeerError> {
+        let durable = self.shared.store.durable();
+        let tail = match self.shared.store.tail(self.scanned, BATCH_BYTES) {
+            Ok(tail) => tail,
+            Err(TailError::Trimmed { oldest }) => {
+                self.scanned = oldest;
+                return Ok(None);
+            }
+            Err(error) => return Err(PeerError::NotReady { reason: error.to_string() }),
+        };
+        let mut builder = BatchBuilder::default();
+        let mut read_to = self.scanned;
+        let mut broken = None;
+        for item in &tail.items {
+            match self.offer(item) {
+                Offer::Ship => builder.push(&item.encoded),
+                Offer::Skip => {}
+                // What precedes goes out first; this item is then met again.
+                Offer::Broken(stream) => {
+                    broken = Some(stream);
+                    break;
+                }
+            }
+            read_to = item.end;
+        }
+        self.scanned = match broken {
+            Some(_) => read_to,
+            // What is left up to the durable mark are notes of the log itself.
+            None if tail.upto <= self.scanned => self.scanned.max(durable),
+            None => tail.upto,
+        };
+        match broken {
+            Some(stream) if builder.count() == 0 => Ok(Some(self.needs_state(stream))),
+            _ => self.ship(builder),
+        }
+    }
+
+    fn ship(&mut self, builder: BatchBuilder) -> Result<Option<ToReceiver>, PeerError> {
+        if builder.count() == 0 {
+            self.note_confirmed(None);
+            return Ok(None);
+        }
+        let (raw, count) = (builder.bytes() as u64, builder.count());
+        let rows = self.unknown_rows();
+        let batch = builder.finish(rows).map_err(|error| PeerError::Corrupt { reason: error.to_string() })?;
+        self.sent_bytes += raw;
+        self.in_flight.push_back((self.scanned, self.sent_bytes));
+        self.last_sent = Some(Instant::now());
+        if let Some(counters) = self.shared.counters.peer(&self.peer) {
+            counters.egress_bytes.add(wire_bytes(&batch));
+            counters.deltas_out.add(u64::from(count));
+        }
+        Ok(Some(ToReceiver::Deltas(batch)))
+    }
+
+    /// Rows that the peer may not know: they go ahead of what uses them.
+    fn unknown_rows(&mut self) -> Vec<(Incarnation, Row)> {
+        let tree = self.shared.store.tree();
+        if tree.len() == self.known_rows.len() {
+            return Vec::new();
+        }
+        let new: Vec<(Incarnation, Row)> = tree
+            .rows()
+            .filter(|(incarnation, _)| !self.known_rows.contains(incarnation))
+            .map(|(incarnation, row)| (incarnation, row.clone()))
+            .collect();
+        self.known_rows.extend(new.iter().map(|(incarnation, _)| *incarnation));
+        new
+    }
+
+    fn beat(&self, outgoing: &Outgoing) {
+        let store = &self.shared.store;
+        let confirmed =
+            self.shared.peers.get(&self.peer).and_then(|slot| slot.link.lock().confirmed.as_ref().map(|c| c.position));
+        let durable = store.durable();
+        let lag_bytes = store.log_bytes_between(confirmed.unwrap_or(store.oldest()), durable);
+        let caught_up = self.scanned >= durable && self.waiting.is_empty();
+        // A receiver that takes nothing at the moment will hear the next one.
+        let _ = outgoing.try_send(Ok(ToReceiver::Heartbeat { lag_bytes, caught_up }));
+    }
+}
+
+/// What to do with one delta of the log.
+enum Offer {
+    Ship,
+    Skip,
+    Broken(StreamKey),
+}
+
+impl Outbound {
+    fn offer(&mut self, item: &LogItem) -> Offer {
+        let head = &item.head;
+        let stream = (head.keyspace, head.shard);
+        if !item.own || self.waiting.contains(&stream) || !egress_gate(&self.shared.config, &self.peer, head.keyspace) {
+            return Offer::Skip;
+        }
+        let tree = self.shared.store.tree();
+        let lineage = tree.shard(head.shard);
+        let sent = self.sent.entry(stream).or_default();
+        if sent.covers(head.dot, lineage) {
+            return Offer::Skip;
+        }
+        if head.prev.is_some_and(|prev| !sent.covers(prev, lineage)) {
+            return Offer::Broken(stream);
+        }
+        sent.add(head.dot, lineage);
+        Offer::Ship
+    }
+}
+
+/// From where to read the log for a peer with these cursors.
+fn start(shared: &Shared, peer: &Region, cursors: &BTreeMap<StreamKey, Vector>) -> LogPosition {
+    let oldest = shared.store.oldest();
+    let Some(slot) = shared.peers.get(peer) else { return oldest };
+    let link = slot.link.lock();
+    let Some(confirmed) = &link.confirmed else { return oldest };
+    let tree = shared.store.tree();
+    let nothing = Vector::new();
+    let still_has = confirmed
+        .cursors
+        .iter()
+        .all(|(stream, acked)| cursors.get(stream).unwrap_or(&nothing).covers_all(acked, tree.shard(stream.1)));
+    // A peer whose disk was restored has less than it confirmed: for it the log is read from its beginning.
+    if still_has { confirmed.position.max(oldest) } else { oldest }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,320 @@
+//! Makes whole what streams alone cannot: takes states where a log does not reach back, completes this region when its disk
+//! was found behind, and fetches from survivors what a lost region had sent to them and not to here.
+//!
+//! The law it keeps: the vector of a transfer's *first* chunk is what the cursors move to, and only after its last; what the
+//! sender streams of that shard meanwhile is not applied, and asked for again afterwards.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use isle_model::{Delta, Region, Vector};
+use isle_store::codec;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use crate::peer::{FetchRequest, Peer, PeerError, StateReply, StateRequest};
+use crate::replication::batch_codec;
+use crate::shard_queue::{ChunkTaken, Job, answer_of, chunk_bytes, delta_bytes};
+use crate::shared::{LinkCommand, Shared, StreamKey};
+use crate::{NodeError, replication::link::Link};
+
+const CHUNK_BYTES: u32 = 1 << 20;
+const FETCH_BYTES: u32 = 1 << 20;
+/// How long one call may take.
+const CALL_MAX: Duration = Duration::from_secs(10);
+/// How often the work is looked for when nobody asks.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How often a chunk that was outdated on arrival is asked for again before something else is tried.
+const STALE_MAX: u32 = 16;
+
+#[derive(Debug, thiserror::Error)]
+enum RepairError {
+    #[error(transparent)]
+    Peer(#[from] PeerError),
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    #[error("{0}")]
+    Corrupt(String),
+}
+
+/// How far a transfer has come. It goes on after a broken link.
+#[derive(Clone, Debug)]
+struct Transfer {
+    start: Bytes,
+    /// What the sender had absorbed before the first chunk was read.
+    absorbed: Vec<(Region, Vector)>,
+}
+
+pub(crate) struct Repair {
+    shared: Arc<Shared>,
+    transfers: BTreeMap<(Region, StreamKey), Transfer>,
+    /// Since when what a survivor has of a stream is missing here.
+    missing_since: BTreeMap<(Region, StreamKey), Duration>,
+}
+
+impl Repair {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Repair { shared, transfers: BTreeMap::new(), missing_since: BTreeMap::new() }
+    }
+
+    pub(crate) async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        let shared = self.shared.clone();
+        loop {
+            tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => return,
+                () = self.round() => {}
+            }
+            tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => return,
+                () = shared.repair.notified() => {}
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+            }
+        }
+    }
+
+    async fn round(&mut self) {
+        self.take_wanted().await;
+        self.complete_self().await;
+        self.fetch_lost().await;
+    }
+
+    /// Takes the states that peers said are needed.
+    async fn take_wanted(&mut self) {
+        let wanted = self.shared.wanted.lock().clone();
+        for (from, stream) in wanted {
+            if let Err(error) = self.take_state(&from, stream).await {
+                tracing::info!(%from, keyspace = stream.0.0, shard = stream.1.0, %error, "a state transfer waits");
+            }
+        }
+    }
+
+    /// Takes complete states until nothing is missing that this region once stated it had.
+    async fn complete_self(&mut self) {
+        let owed: Vec<StreamKey> = self.shared.standing.lock().owed().keys().copied().collect();
+        for stream in owed {
+            let peers: Vec<Region> = self.shared.peers.keys().cloned().collect();
+            for from in peers {
+                if let Err(error) = self.take_state(&from, stream).await {
+                    tracing::info!(%from, %error, "this region is behind and waits for a state");
+                }
+                if self.settled(stream) {
+                    break;
+                }
+            }
+        }
+    }
+
+    fn settled(&self, stream: StreamKey) -> bool {
+        let shared = &self.shared;
+        let tree = shared.store.tree();
+        let mut standing = shared.standing.lock();
+        standing.settle(|at, stated| shared.store.streams(at.0, at.1).is_behind(stated, tree.shard(at.1)));
+        !standing.owed().contains_key(&stream)
+    }
+
+    fn peer(&self, region: &Region) -> Result<Arc<dyn Peer>, PeerError> {
+        let handle = self.shared.peers.get(region).and_then(|slot| slot.handle.lock().clone());
+        handle.ok_or_else(|| PeerError::Unreachable { reason: format!("there is no link to {region}") })
+    }
+
+    /// Takes the complete state of one keyspace and shard, from where an earlier attempt left off.
+    async fn take_state(&mut self, from: &Region, stream: StreamKey) -> Result<(), RepairError> {
+        let peer = self.peer(from)?;
+        self.shared.completing.lock().insert((from.clone(), stream));
+        let taken = self.take_chunks(peer.as_ref(), from, stream).await;
+        self.shared.completing.lock().remove(&(from.clone(), stream));
+        if taken.is_ok() {
+            self.ask_again(from, stream);
+        }
+        taken
+    }
+
+    /// Goes on with the streams that waited for this state: its sender's, and others', since the cursors moved for all of them.
+    fn ask_again(&self, from: &Region, stream: StreamKey) {
+        for (region, slot) in &self.shared.peers {
+            let waited = self.shared.wanted.lock().remove(&(region.clone(), stream));
+            if waited || region == from {
+                // The link may be down: a new one begins from the cursors anyway.
+                let _ = slot.commands.send(LinkCommand::Refetch(stream));
+            }
+        }
+    }
+
+    async fn take_chunks(&mut self, peer: &dyn Peer, from: &Region, stream: StreamKey) -> Result<(), RepairError> {
+        let key = (from.clone(), stream);
+        let mut stale = 0;
+        loop {
+            let start = self.transfers.get(&key).map_or_else(Bytes::new, |transfer| transfer.start.clone());
+            let StateReply { rows, chunk } = self.ask_state(peer, stream, start.clone()).await?;
+            self.shared.store.learn_rows(rows).map_err(|error| RepairError::Corrupt(error.to_string()))?;
+            let sound = (chunk.keyspace, chunk.shard) == stream
+                && chunk.start == start
+                && chunk.end.as_ref().is_none_or(|end| *end > start);
+            if !sound {
+                return Err(RepairError::Corrupt("the state is not what was asked for".to_owned()));
+            }
+            if !self.continues(&key, &chunk.absorbed) {
+                // The sender itself has lost something since: what it sent before may not stand.
+                self.transfers.remove(&key);
+                continue;
+            }
+            let (end, absorbed) = (chunk.end.clone(), chunk.absorbed.clone());
+            match self.merge(from, stream, chunk).await? {
+                ChunkTaken::Merged => {}
+                ChunkTaken::Stale if stale < STALE_MAX => {
+                    stale += 1;
+                    continue;
+                }
+                ChunkTaken::Stale => {
+                    return Err(RepairError::Corrupt("its state stays older than what it states".to_owned()));
+                }
+            }
+            if let Some(counters) = self.shared.counters.peer(from) {
+                counters.state_chunks_in.add(1);
+            }
+            let transfer = self.transfers.entry(key.clone()).or_insert(Transfer { start: Bytes::new(), absorbed });
+            match end {
+                Some(end) => transfer.start = end,
+                None => break,
+            }
+        }
+        let Some(done) = self.transfers.remove(&key) else { return Ok(()) };
+        self.finish(stream, done.absorbed).await
+    }
+
+    async fn ask_state(&self, peer: &dyn Peer, stream: StreamKey, start: Bytes) -> Result<StateReply, PeerError> {
+        let (keyspace, shard) = stream;
+        let ask = StateRequest { asker: self.shared.me().clone(), keyspace, shard, start, bytes_max: CHUNK_BYTES };
+        timeout(CALL_MAX, peer.state(ask)).await.map_err(late)?
+    }
+
+    /// Whether a chunk's vector covers that of the transfer's first.
+    fn continues(&self, key: &(Region, StreamKey), absorbed: &[(Region, Vector)]) -> bool {
+        let Some(transfer) = self.transfers.get(key) else { return true };
+        let tree = self.shared.store.tree();
+        let lineage = tree.shard(key.1.1);
+        transfer.absorbed.iter().all(|(region, first)| {
+            absorbed.iter().any(|(other, now)| other == region && now.covers_all(first, lineage))
+        })
+    }
+
+    async fn merge(
+        &self,
+        from: &Region,
+        stream: StreamKey,
+        chunk: isle_store::StateChunk,
+    ) -> Result<ChunkTaken, RepairError> {
+        let queue = self.queue(stream)?;
+        let (from, bytes, chunk) = (from.clone(), chunk_bytes(&chunk), Box::new(chunk));
+        let answer = queue.submit(bytes, |answer| Job::Chunk { from, chunk, answer }).await?;
+        Ok(answer_of(answer).await?)
+    }
+
+    async fn finish(&self, stream: StreamKey, cursors: Vec<(Region, Vector)>) -> Result<(), RepairError> {
+        let queue = self.queue(stream)?;
+        let job = |answer| Job::StateDone { keyspace: stream.0, cursors, answer };
+        let answer = queue.submit(256, job).await?;
+        Ok(answer_of(answer).await?)
+    }
+
+    fn queue(&self, stream: StreamKey) -> Result<&crate::shard_queue::ShardQueue, RepairError> {
+        let absent = || RepairError::Corrupt(format!("shard {} does not exist", stream.1.0));
+        self.shared.queue(stream.1).ok_or_else(absent)
+    }
+
+    /// Fetches what survivors have stated to hold of streams whose region will not send it.
+    async fn fetch_lost(&mut self) {
+        let now = self.shared.now();
+        let missing = self.missing();
+        self.missing_since.retain(|what, _| missing.contains_key(what));
+        for ((origin, stream), holders) in missing {
+            let since = *self.missing_since.entry((origin.clone(), stream)).or_insert(now);
+            if now.saturating_sub(since) < self.shared.config.repair_after {
+                continue;
+            }
+            for holder in holders {
+                match self.fetch(&holder, &origin, stream).await {
+                    Ok(()) => break,
+                    Err(error) => tracing::info!(%holder, %origin, %error, "a survivor cannot give a lost stream"),
+                }
+            }
+        }
+    }
+
+    /// Streams of which some holder has stated to have more than is here, and whose own region will not send it.
+    fn missing(&self) -> BTreeMap<(Region, StreamKey), Vec<Region>> {
+        let shared = &self.shared;
+        let tree = shared.store.tree();
+        let mut out: BTreeMap<(Region, StreamKey), Vec<Region>> = BTreeMap::new();
+        for (stream, streams) in shared.store.all_streams() {
+            let lineage = tree.shard(stream.1);
+            for (holder, said) in streams.heard().iter().filter(|(holder, _)| *holder != shared.me()) {
+                for (origin, vector) in said {
+                    if !streams.cursor(origin).covers_all(vector, lineage) && self.will_not_send(origin) {
+                        out.entry((origin.clone(), stream)).or_default().push(holder.clone());
+                    }
+                }
+            }
+        }
+        out
+    }
+
+    /// Of this region's own lost writes nobody sends anything by himself.
+    fn will_not_send(&self, origin: &Region) -> bool {
+        let slot = self.shared.peers.get(origin);
+        slot.is_none_or(|slot| Link::will_not_send(&slot.link.lock()))
+    }
+
+    async fn fetch(&mut self, holder: &Region, origin: &Region, stream: StreamKey) -> Result<(), RepairError> {
+        let peer = self.peer(holder)?;
+        let (keyspace, shard) = stream;
+        loop {
+            let after = self.shared.store.streams(keyspace, shard).cursor(origin);
+            let (asker, bytes_max) = (self.shared.me().clone(), FETCH_BYTES);
+            let ask = FetchRequest { asker, origin: origin.clone(), keyspace, shard, after, bytes_max };
+            let reply = timeout(CALL_MAX, peer.fetch(ask)).await.map_err(late)??;
+            let encoded = batch_codec::unpack(&reply.batch).map_err(|error| RepairError::Corrupt(error.to_string()))?;
+            self.shared.store.learn_rows(reply.batch.rows).map_err(|error| RepairError::Corrupt(error.to_string()))?;
+            let came = encoded.len();
+            let whole = self.absorb(origin, stream, encoded).await?;
+            if reply.needs_state || !whole {
+                return self.take_state(holder, stream).await;
+            }
+            if !reply.more || came == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Absorbs fetched deltas; says whether there was no hole and nothing unreadable among them.
+    async fn absorb(&self, origin: &Region, stream: StreamKey, encoded: Vec<Bytes>) -> Result<bool, RepairError> {
+        if encoded.is_empty() {
+            return Ok(true);
+        }
+        let tree = self.shared.store.tree();
+        let mut deltas: Vec<Delta> = Vec::with_capacity(encoded.len());
+        for bytes in encoded {
+            let Ok(delta) = codec::decode_delta(bytes) else {
+                self.shared.counters.quarantined.add(1);
+                return Ok(false);
+            };
+            if (delta.keyspace, delta.shard) != stream || tree.region(delta.dot.incarnation) != Some(origin) {
+                return Err(RepairError::Corrupt(format!("delta {} is not of the stream asked for", delta.dot)));
+            }
+            deltas.push(delta);
+        }
+        let bytes = deltas.iter().map(delta_bytes).sum();
+        let origin = origin.clone();
+        let answer = self.queue(stream)?.submit(bytes, |answer| Job::Foreign { origin, deltas, answer }).await?;
+        let outcome = answer_of(answer).await?;
+        Ok(outcome.gaps.is_empty() && outcome.unknown.is_empty())
+    }
+}
+
+fn late(_: tokio::time::error::Elapsed) -> PeerError {
+    PeerError::Unreachable { reason: "it does not answer".to_owned() }
+}

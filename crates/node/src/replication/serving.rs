@@ -1,0 +1,133 @@
+//! Answers to other regions that are not streams of this region's own: a lost region's stream, from this node's log, and
+//! complete states.
+//!
+//! The law it keeps: nothing is answered before this region has compared itself with every holder, and nothing at all while
+//! it is behind; and everything passes the egress gate.
+
+use std::collections::BTreeMap;
+
+use isle_model::{IncarnationTree, Region, Vector};
+use isle_store::{LogItem, LogPosition, StateChunk, TailError};
+use parking_lot::Mutex;
+
+use crate::egress::egress_gate;
+use crate::peer::{FetchReply, FetchRequest, PeerError, StateReply, StateRequest};
+use crate::replication::batch_codec::{BatchBuilder, wire_bytes};
+use crate::shard_queue::chunk_bytes;
+use crate::shared::{Shared, StreamKey};
+
+const READ_BYTES: usize = 1 << 20;
+const REPLY_BYTES_MAX: usize = 4 << 20;
+const HINTS_MAX: usize = 1024;
+
+/// Where fetches have come to: whoever has all of the vector goes on from the position.
+#[derive(Debug, Default)]
+pub(crate) struct FetchHints(Mutex<BTreeMap<(Region, StreamKey), (Vector, LogPosition)>>);
+
+pub(crate) fn serve_fetch(shared: &Shared, hints: &FetchHints, ask: &FetchRequest) -> Result<FetchReply, PeerError> {
+    check(shared, &ask.asker, (ask.keyspace, ask.shard))?;
+    let stream = (ask.keyspace, ask.shard);
+    // Before the log is read: what is absorbed meanwhile is for the next fetch.
+    let cursor = shared.store.durable_streams(ask.keyspace, ask.shard).cursor(&ask.origin);
+    let tree = shared.store.tree();
+    let lineage = tree.shard(ask.shard);
+    let mut have = ask.after.clone();
+    let mut at = start(shared, hints, ask, &tree);
+    let mut builder = BatchBuilder::default();
+    let limit = (ask.bytes_max as usize).min(REPLY_BYTES_MAX);
+    let (mut more, mut needs_state) = (false, false);
+    'log: while at < shared.store.durable() {
+        let from = at;
+        let tail = match shared.store.tail(from, READ_BYTES) {
+            Ok(tail) => tail,
+            Err(TailError::Trimmed { oldest }) => {
+                at = oldest;
+                continue;
+            }
+            Err(error) => return Err(PeerError::NotReady { reason: error.to_string() }),
+        };
+        for item in tail.items.iter().filter(|item| is_of(item, ask, &tree)) {
+            if have.covers(item.head.dot, lineage) {
+                continue;
+            }
+            if item.head.prev.is_some_and(|prev| !have.covers(prev, lineage)) {
+                needs_state = true;
+                break 'log;
+            }
+            if builder.bytes() >= limit {
+                more = true;
+                break 'log;
+            }
+            have.add(item.head.dot, lineage);
+            builder.push(&item.encoded);
+            at = item.end;
+        }
+        if tail.upto <= from {
+            // What is left up to the durable mark are notes of the log itself.
+            break;
+        }
+        at = tail.upto;
+    }
+    // What this region got by state its log cannot tell.
+    needs_state |= !more && !have.covers_all(&cursor, lineage);
+    hints.note(&ask.origin, stream, have, at);
+    let rows = tree.rows().map(|(incarnation, row)| (incarnation, row.clone())).collect();
+    let batch = builder.finish(rows).map_err(|error| PeerError::NotReady { reason: error.to_string() })?;
+    count(shared, &ask.asker, wire_bytes(&batch));
+    Ok(FetchReply { batch, more, needs_state })
+}
+
+fn is_of(item: &LogItem, ask: &FetchRequest, tree: &IncarnationTree) -> bool {
+    item.head.keyspace == ask.keyspace
+        && item.head.shard == ask.shard
+        && tree.region(item.head.dot.incarnation) == Some(&ask.origin)
+}
+
+fn start(shared: &Shared, hints: &FetchHints, ask: &FetchRequest, tree: &IncarnationTree) -> LogPosition {
+    let hints = hints.0.lock();
+    let oldest = shared.store.oldest();
+    match hints.get(&(ask.origin.clone(), (ask.keyspace, ask.shard))) {
+        Some((vector, position)) if ask.after.covers_all(vector, tree.shard(ask.shard)) => oldest.max(*position),
+        _ => oldest,
+    }
+}
+
+impl FetchHints {
+    fn note(&self, origin: &Region, stream: StreamKey, have: Vector, at: LogPosition) {
+        let mut hints = self.0.lock();
+        if hints.len() >= HINTS_MAX {
+            hints.clear();
+        }
+        hints.insert((origin.clone(), stream), (have, at));
+    }
+}
+
+pub(crate) fn serve_state(shared: &Shared, ask: &StateRequest) -> Result<StateReply, PeerError> {
+    check(shared, &ask.asker, (ask.keyspace, ask.shard))?;
+    let limit = (ask.bytes_max as usize).min(REPLY_BYTES_MAX);
+    let chunk: StateChunk = shared
+        .store
+        .state_chunk(ask.keyspace, ask.shard, &ask.start, limit)
+        .map_err(|error| PeerError::NotReady { reason: error.to_string() })?;
+    count(shared, &ask.asker, chunk_bytes(&chunk) as u64);
+    // Read after the chunk: they name everything that it does.
+    let rows = shared.store.tree().rows().map(|(incarnation, row)| (incarnation, row.clone())).collect();
+    Ok(StateReply { rows, chunk })
+}
+
+fn check(shared: &Shared, asker: &Region, stream: StreamKey) -> Result<(), PeerError> {
+    if !egress_gate(&shared.config, asker, stream.0) || shared.queue(stream.1).is_none() {
+        let reason = format!("keyspace {} shard {} is not for {asker}", stream.0.0, stream.1.0);
+        return Err(PeerError::Incompatible { reason });
+    }
+    if !shared.standing.lock().may_send_state() {
+        return Err(PeerError::NotReady { reason: "it has not compared itself with every region yet".to_owned() });
+    }
+    Ok(())
+}
+
+fn count(shared: &Shared, asker: &Region, bytes: u64) {
+    if let Some(counters) = shared.counters.peer(asker) {
+        counters.egress_bytes.add(bytes);
+    }
+}

@@ -1,0 +1,348 @@
+//! The single writer of one shard: everything that changes the shard passes through here, in one order.
+//!
+//! ```text
+//! queue ─ drain what waits ─▶ Batch ─ plan each on the newest state ─ commit ─▶ completions ─ durable ≥ end ─▶ answers
+//! ```
+//! The law it keeps: no answer goes out before the log is durable up to what the answer saw, refusals included. The loop does
+//! not wait for the fsync: the next batch is planned on this one's state while it is synced.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use isle_model::{Admission, Delta, Hlc, KeyspaceId, Region, Vector, planted, write};
+use isle_store::{AppendError, Batch, LogPosition, ReadError, ShardWriter, StateChunk};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+
+use crate::NodeError;
+use crate::durability::{Durable, until_durable};
+use crate::shard_queue::{Absorption, Answer, ChunkTaken, Job, Queued, WriteAsk, Written};
+use crate::shared::Shared;
+
+/// How often a loop that waits for the overlay looks again.
+const DRAIN_POLL: Duration = Duration::from_millis(2);
+/// How long a caller should wait for disk space.
+const DISK_RETRY_AFTER: Duration = Duration::from_secs(1);
+
+pub(crate) struct ShardLoop {
+    shared: Arc<Shared>,
+    writer: ShardWriter,
+    waiting: mpsc::UnboundedReceiver<Queued>,
+    completions: mpsc::UnboundedSender<Completion>,
+    /// Up to where this shard's newest state reaches into the log.
+    last_end: LogPosition,
+}
+
+/// Answers that wait for the log to be durable up to `end`.
+struct Completion {
+    end: LogPosition,
+    answers: Vec<Ready>,
+    /// Given back with the answers: the queue's bound counts what is unanswered.
+    _permits: Vec<OwnedSemaphorePermit>,
+}
+
+/// An answer, made but not given.
+enum Ready {
+    Write(Answer<Written>, Result<Written, NodeError>),
+    Foreign(Answer<Absorption>, Result<Absorption, NodeError>),
+    Chunk(Answer<ChunkTaken>, Result<ChunkTaken, NodeError>),
+    Done(Answer<()>),
+    Count(Answer<u64>, Result<u64, NodeError>),
+}
+
+impl Ready {
+    /// Gives the answer. Whoever does not wait for it any more does not need it.
+    fn give(self) {
+        match self {
+            Ready::Write(answer, result) => drop(answer.send(result)),
+            Ready::Foreign(answer, result) => drop(answer.send(result)),
+            Ready::Chunk(answer, result) => drop(answer.send(result)),
+            Ready::Done(answer) => drop(answer.send(Ok(()))),
+            Ready::Count(answer, result) => drop(answer.send(result)),
+        }
+    }
+
+    fn fail(self, error: &NodeError) {
+        let error = error.clone();
+        match self {
+            Ready::Write(answer, _) => drop(answer.send(Err(error))),
+            Ready::Foreign(answer, _) => drop(answer.send(Err(error))),
+            Ready::Chunk(answer, _) => drop(answer.send(Err(error))),
+            Ready::Done(answer) => drop(answer.send(Err(error))),
+            Ready::Count(answer, _) => drop(answer.send(Err(error))),
+        }
+    }
+}
+
+impl ShardLoop {
+    /// The loop, and the task that gives its answers. Both end when the queue is closed and empty.
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        writer: ShardWriter,
+        waiting: mpsc::UnboundedReceiver<Queued>,
+    ) -> (Self, impl Future<Output = ()> + Send + 'static) {
+        let (completions, due) = mpsc::unbounded_channel();
+        let mark = shared.durability.subscribe();
+        let last_end = shared.store.appended();
+        (ShardLoop { shared, writer, waiting, completions, last_end }, give_answers(due, mark))
+    }
+
+    pub(crate) async fn run(mut self, mut closing: watch::Receiver<bool>) {
+        loop {
+            let first = tokio::select! {
+                biased;
+                job = self.waiting.recv() => job,
+                _ = closing.wait_for(|closing| *closing), if !self.waiting.is_closed() => {
+                    // What was accepted is carried out; nothing more is accepted.
+                    self.waiting.close();
+                    continue;
+                }
+            };
+            let Some(first) = first else { return };
+            self.wait_for_overlay().await;
+            let jobs = self.take_waiting(first);
+            self.carry_out(jobs);
+        }
+    }
+
+    /// While the overlay is full the queue fills, and callers are refused.
+    async fn wait_for_overlay(&self) {
+        while self.shared.store.overlay_full() && self.shared.durability.failure().is_none() {
+            tokio::time::sleep(DRAIN_POLL).await;
+        }
+    }
+
+    fn take_waiting(&mut self, first: Queued) -> Vec<Queued> {
+        let config = &self.shared.config;
+        let mut bytes = first.bytes;
+        let mut jobs = vec![first];
+        while jobs.len() < config.batch_items_max && bytes < config.batch_bytes_max {
+            let Ok(next) = self.waiting.try_recv() else { break };
+            bytes += next.bytes;
+            jobs.push(next);
+        }
+        jobs
+    }
+
+    fn carry_out(&mut self, jobs: Vec<Queued>) {
+        let mut answers = Vec::with_capacity(jobs.len());
+        let mut permits = Vec::with_capacity(jobs.len());
+        if let Some(reason) = self.shared.durability.failure() {
+            let error = NodeError::WritesStopped { reason: reason.to_string() };
+            jobs.into_iter().map(|queued| queued.job).for_each(|job| refuse(job, &error));
+            return;
+        }
+        let mut batch = self.writer.begin();
+        for Queued { job, permit, .. } in jobs {
+            permits.push(permit);
+            if let Some(answer) = plan(&self.shared, &mut batch, job) {
+                answers.push(answer);
+            }
+        }
+        // A batch that changes nothing still answers by what this shard's batches in flight have left.
+        let end = if batch.is_empty() { Ok(self.last_end) } else { batch.commit().map(|unsynced| unsynced.end) };
+        match end {
+            Ok(end) => self.await_sync(Completion { end, answers, _permits: permits }),
+            Err(error) => {
+                let error = self.refusal(error);
+                answers.into_iter().for_each(|answer| answer.fail(&error));
+            }
+        }
+    }
+
+    fn await_sync(&mut self, completion: Completion) {
+        if completion.end > self.last_end {
+            self.shared.counters.batches.add(1);
+            self.shared.appended.notify_one();
+        }
+        self.last_end = self.last_end.max(completion.end);
+        if planted::is(planted::Bug::ReplyBeforeSync) {
+            completion.answers.into_iter().for_each(Ready::give);
+            return;
+        }
+        // The other end goes only after this one; what it drops at shutdown answers as unknown.
+        drop(self.completions.send(completion));
+    }
+
+    fn refusal(&self, error: AppendError) -> NodeError {
+        match error {
+            AppendError::DiskFull => {
+                self.shared.counters.refused.add(1);
+                NodeError::DiskFull { retry_after: DISK_RETRY_AFTER }
+            }
+            AppendError::TooLarge { .. } => {
+                NodeError::BadField { field: "value", reason: "the batch is larger than a log segment".to_owned() }
+            }
+            AppendError::Poisoned { reason } => {
+                self.shared.durability.failed(&reason);
+                NodeError::WritesStopped { reason }
+            }
+            // Some of it may be found at the next start.
+            AppendError::Failed { reason } => {
+                self.shared.durability.failed(&reason);
+                NodeError::OutcomeUnknown { reason }
+            }
+        }
+    }
+}
+
+async fn give_answers(mut due: mpsc::UnboundedReceiver<Completion>, mut mark: watch::Receiver<Durable>) {
+    while let Some(completion) = due.recv().await {
+        match until_durable(&mut mark, completion.end).await {
+            Ok(()) => completion.answers.into_iter().for_each(Ready::give),
+            Err(reason) => {
+                let error = NodeError::OutcomeUnknown { reason: reason.to_string() };
+                completion.answers.into_iter().for_each(|answer| answer.fail(&error));
+            }
+        }
+    }
+}
+
+fn refuse(job: Job, error: &NodeError) {
+    let error = error.clone();
+    match job {
+        Job::Write { answer, .. } => drop(answer.send(Err(error))),
+        Job::Foreign { answer, .. } => drop(answer.send(Err(error))),
+        Job::Chunk { answer, .. } => drop(answer.send(Err(error))),
+        Job::StateDone { answer, .. } => drop(answer.send(Err(error))),
+        Job::Statement { answer, .. } | Job::Forget { answer, .. } => drop(answer.send(Err(error))),
+    }
+}
+
+/// Plans one job into the batch. `None` where nobody waits for it any more.
+fn plan(shared: &Shared, batch: &mut Batch<'_>, job: Job) -> Option<Ready> {
+    Some(match job {
+        Job::Write { ask, answer } => {
+            if ask.deadline.is_some_and(|deadline| deadline <= tokio::time::Instant::now()) {
+                shared.counters.refused.add(1);
+                drop(answer.send(Err(NodeError::DeadlineExpired)));
+                return None;
+            }
+            let written = plan_write(shared, batch, &ask);
+            Ready::Write(answer, written)
+        }
+        Job::Foreign { origin, deltas, answer } => Ready::Foreign(answer, absorb(shared, batch, &origin, deltas)),
+        Job::Chunk { from, chunk, answer } => Ready::Chunk(answer, take_chunk(shared, batch, &from, *chunk)),
+        Job::StateDone { keyspace, cursors, answer } => {
+            batch.state_done(keyspace, cursors);
+            Ready::Done(answer)
+        }
+        Job::Statement { keyspaces, answer } => Ready::Count(answer, state(shared, batch, &keyspaces)),
+        Job::Forget { keyspace, keys, holders, answer } => {
+            Ready::Count(answer, forget(shared, batch, keyspace, keys, &holders))
+        }
+    })
+}
+
+fn plan_write(shared: &Shared, batch: &mut Batch<'_>, ask: &WriteAsk) -> Result<Written, NodeError> {
+    let current = batch.newest(ask.keyspace, &ask.key).map_err(read_failed)?;
+    let tree = batch.tree();
+    let stamp = batch.stamp(shared.tick(), isle_model::Epoch::default());
+    let writer = write::Writer {
+        region: &shared.config.region,
+        keyspace: ask.keyspace,
+        stamp,
+        lineage: tree.shard(shared.shard_of(ask.keyspace, &ask.key)),
+    };
+    let planned = write::plan(&ask.key, &ask.mutation, &ask.precondition, ask.context.as_ref(), &current, writer);
+    let (record, refused) = match planned {
+        Ok(Some(write)) => {
+            shared.counters.writes.add(1);
+            (batch.write(ask.keyspace, write, stamp).map_err(read_failed)?, None)
+        }
+        Ok(None) => (current, None),
+        Err(refused) => (current, Some(refused)),
+    };
+    Ok(Written { record, tree, refused })
+}
+
+fn absorb(
+    shared: &Shared,
+    batch: &mut Batch<'_>,
+    origin: &Region,
+    deltas: Vec<Delta>,
+) -> Result<Absorption, NodeError> {
+    let mut out = Absorption::default();
+    for delta in deltas {
+        let (keyspace, hlc) = (delta.keyspace, delta.hlc);
+        match batch.foreign(origin, delta) {
+            Ok(Admission::Apply) => {
+                shared.hear(hlc);
+                out.applied += 1;
+                note(&mut out.touched, keyspace);
+            }
+            Ok(Admission::Duplicate) => note(&mut out.touched, keyspace),
+            Ok(Admission::Gap { .. }) => note(&mut out.gaps, keyspace),
+            Err(ReadError::UnknownIncarnation(dot)) => {
+                tracing::warn!(%origin, ?dot, "a delta names an incarnation whose row has not come");
+                shared.counters.quarantined.add(1);
+                note(&mut out.unknown, keyspace);
+            }
+            Err(error) => return Err(read_failed(error)),
+        }
+    }
+    Ok(out)
+}
+
+fn note(list: &mut Vec<KeyspaceId>, keyspace: KeyspaceId) {
+    if !list.contains(&keyspace) {
+        list.push(keyspace);
+    }
+}
+
+fn take_chunk(
+    shared: &Shared,
+    batch: &mut Batch<'_>,
+    from: &Region,
+    chunk: StateChunk,
+) -> Result<ChunkTaken, NodeError> {
+    if outdated(batch, from, &chunk) {
+        return Ok(ChunkTaken::Stale);
+    }
+    let hlc = shared.tick();
+    batch.state_chunk(chunk, hlc).map_err(read_failed)?;
+    Ok(ChunkTaken::Merged)
+}
+
+/// Whether the sender has stated, in what was absorbed here, more than its chunk was made of. This region may have forgotten
+/// tombstones by that statement, and the chunk would bring back what they covered.
+fn outdated(batch: &mut Batch<'_>, from: &Region, chunk: &StateChunk) -> bool {
+    let tree = batch.tree();
+    let lineage = tree.shard(chunk.shard);
+    let nothing = Vector::new();
+    let streams = batch.streams(chunk.keyspace);
+    let Some(heard) = streams.heard().get(from) else { return false };
+    heard.iter().any(|(origin, stated)| {
+        let absorbed = chunk.absorbed.iter().find(|(region, _)| region == origin).map_or(&nothing, |(_, v)| v);
+        !absorbed.covers_all(stated, lineage)
+    })
+}
+
+fn state(shared: &Shared, batch: &mut Batch<'_>, keyspaces: &[KeyspaceId]) -> Result<u64, NodeError> {
+    let mut made = 0;
+    for keyspace in keyspaces {
+        let hlc: Hlc = shared.tick();
+        made += u64::from(batch.statement(*keyspace, hlc).map_err(read_failed)?);
+    }
+    shared.counters.statements.add(made);
+    Ok(made)
+}
+
+fn forget(
+    shared: &Shared,
+    batch: &mut Batch<'_>,
+    keyspace: KeyspaceId,
+    keys: Vec<Bytes>,
+    holders: &[Region],
+) -> Result<u64, NodeError> {
+    let mut gone = 0;
+    for key in keys {
+        gone += u64::from(batch.forget(keyspace, key, holders).map_err(read_failed)?);
+    }
+    shared.counters.tombstones_forgotten.add(gone);
+    Ok(gone)
+}
+
+pub(crate) fn read_failed(error: ReadError) -> NodeError {
+    NodeError::ReadFailed { reason: error.to_string() }
+}

@@ -1,0 +1,189 @@
+//! What waits for a shard: bounded in bytes, from acceptance to reply.
+//!
+//! Clients are refused at once when their share is full, before anything is appended; replication waits, which holds back the
+//! peer that sends. The two have shares of their own, so that neither starves the other.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use isle_model::{
+    Context, Delta, IncarnationTree, KeyspaceId, Mutation, Precondition, Record, Region, ShardId, Vector, WriteError,
+};
+use isle_store::StateChunk;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::time::Instant;
+
+use crate::NodeError;
+
+/// How long a refused caller should wait: a full queue is worked off in about this time.
+const RETRY_AFTER: Duration = Duration::from_millis(50);
+
+pub(crate) type Answer<T> = oneshot::Sender<Result<T, NodeError>>;
+
+pub(crate) enum Job {
+    Write {
+        ask: Box<WriteAsk>,
+        answer: Answer<Written>,
+    },
+    /// Deltas of one region's streams, in order.
+    Foreign {
+        origin: Region,
+        deltas: Vec<Delta>,
+        answer: Answer<Absorption>,
+    },
+    /// A piece of the complete state of `from`.
+    Chunk {
+        from: Region,
+        chunk: Box<StateChunk>,
+        answer: Answer<ChunkTaken>,
+    },
+    StateDone {
+        keyspace: KeyspaceId,
+        cursors: Vec<(Region, Vector)>,
+        answer: Answer<()>,
+    },
+    Statement {
+        keyspaces: Vec<KeyspaceId>,
+        answer: Answer<u64>,
+    },
+    Forget {
+        keyspace: KeyspaceId,
+        keys: Vec<Bytes>,
+        holders: Arc<[Region]>,
+        answer: Answer<u64>,
+    },
+}
+
+pub(crate) struct WriteAsk {
+    pub(crate) keyspace: KeyspaceId,
+    pub(crate) key: Bytes,
+    pub(crate) mutation: Mutation,
+    pub(crate) precondition: Precondition,
+    pub(crate) context: Option<Context>,
+    pub(crate) deadline: Option<Instant>,
+}
+
+/// What a write left, or found: the record after it, or the one it was refused on.
+#[derive(Debug)]
+pub(crate) struct Written {
+    pub(crate) record: Arc<Record>,
+    pub(crate) tree: Arc<IncarnationTree>,
+    pub(crate) refused: Option<WriteError>,
+}
+
+/// What became of a batch of another region's deltas, keyspace by keyspace.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Absorption {
+    pub(crate) applied: u64,
+    pub(crate) touched: Vec<KeyspaceId>,
+    /// Streams with a delta whose predecessor is missing.
+    pub(crate) gaps: Vec<KeyspaceId>,
+    /// Streams with a delta that names what is unknown here.
+    pub(crate) unknown: Vec<KeyspaceId>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ChunkTaken {
+    Merged,
+    /// The sender has since stated more than the chunk was made of: ask for it again.
+    Stale,
+}
+
+pub(crate) struct Queued {
+    pub(crate) job: Job,
+    pub(crate) bytes: usize,
+    pub(crate) permit: OwnedSemaphorePermit,
+}
+
+/// The way in.
+pub(crate) struct ShardQueue {
+    pub(crate) shard: ShardId,
+    jobs: mpsc::UnboundedSender<Queued>,
+    clients: Arc<Semaphore>,
+    replication: Arc<Semaphore>,
+    bytes_max: u32,
+}
+
+impl ShardQueue {
+    pub(crate) fn new(shard: ShardId, bytes_max: u32) -> (Self, mpsc::UnboundedReceiver<Queued>) {
+        let (jobs, waiting) = mpsc::unbounded_channel();
+        let share = || Arc::new(Semaphore::new(bytes_max as usize));
+        (ShardQueue { shard, jobs, clients: share(), replication: share(), bytes_max }, waiting)
+    }
+
+    /// Takes a client's write, or refuses it.
+    pub(crate) fn offer(&self, ask: Box<WriteAsk>) -> Result<oneshot::Receiver<Result<Written, NodeError>>, NodeError> {
+        let bytes = ask.bytes();
+        let permits = self.permits(bytes);
+        let Ok(permit) = self.clients.clone().try_acquire_many_owned(permits) else {
+            return Err(NodeError::Overloaded { what: "shard's queue", retry_after: RETRY_AFTER });
+        };
+        let (answer, answered) = oneshot::channel();
+        self.send(Job::Write { ask, answer }, bytes, permit)?;
+        Ok(answered)
+    }
+
+    /// Waits for room, then for nothing: the answer comes later.
+    pub(crate) async fn submit<T>(
+        &self,
+        bytes: usize,
+        job: impl FnOnce(Answer<T>) -> Job,
+    ) -> Result<oneshot::Receiver<Result<T, NodeError>>, NodeError> {
+        let permit = self.replication.clone().acquire_many_owned(self.permits(bytes)).await;
+        let permit = permit.map_err(|_| stopped())?;
+        let (answer, answered) = oneshot::channel();
+        self.send(job(answer), bytes, permit)?;
+        Ok(answered)
+    }
+
+    fn send(&self, job: Job, bytes: usize, permit: OwnedSemaphorePermit) -> Result<(), NodeError> {
+        self.jobs.send(Queued { job, bytes, permit }).map_err(|_| stopped())
+    }
+
+    /// One item larger than the whole queue takes all of it.
+    fn permits(&self, bytes: usize) -> u32 {
+        u32::try_from(bytes).unwrap_or(u32::MAX).min(self.bytes_max)
+    }
+}
+
+/// Waits for the answer of a submitted job. A job that vanished may have been carried out.
+pub(crate) async fn answer_of<T>(answered: oneshot::Receiver<Result<T, NodeError>>) -> Result<T, NodeError> {
+    answered.await.unwrap_or_else(|_| {
+        Err(NodeError::OutcomeUnknown { reason: "the node stopped before the commit was durable".to_owned() })
+    })
+}
+
+fn stopped() -> NodeError {
+    NodeError::Stopped { reason: "it is shutting down".to_owned() }
+}
+
+impl WriteAsk {
+    fn bytes(&self) -> usize {
+        let mutation = match &self.mutation {
+            Mutation::Put { value } => value.bytes.len(),
+            Mutation::Delete => 0,
+            Mutation::Increment { field, .. } => 8 + field.as_str().len(),
+            Mutation::Patch { set, remove } => {
+                let set = set.iter().map(|(name, value)| 32 + name.as_str().len() + value.bytes.len());
+                let remove = remove.iter().map(|name| 32 + name.as_str().len());
+                set.chain(remove).sum()
+            }
+        };
+        256 + self.key.len() + mutation
+    }
+}
+
+/// About how many bytes a delta takes in memory and in the log.
+pub(crate) fn delta_bytes(delta: &Delta) -> usize {
+    match &delta.body {
+        isle_model::Body::Write(write) => 128 + write.key.len() + write.fields.size() + 256 * write.ledger.len(),
+        isle_model::Body::Statement(statement) => 128 + 48 * statement.absorbed.len(),
+    }
+}
+
+pub(crate) fn chunk_bytes(chunk: &StateChunk) -> usize {
+    let records: usize = chunk.records.iter().map(|(key, record)| 64 + key.len() + record.size()).sum();
+    let ledger = chunk.ledger.iter().map(|e| 256 + e.key.len() + e.value.as_ref().map_or(0, |v| v.value.bytes.len()));
+    256 + records + ledger.sum::<usize>()
+}

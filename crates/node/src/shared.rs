@@ -1,0 +1,205 @@
+//! What all tasks of one node hold in common. Each lock is held for a look or a change, never over an await.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use isle_model::{Heard, Hlc, HlcClock, Incarnation, KeyspaceId, Region, ShardId, Vector};
+use isle_store::{LogPosition, Store};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, mpsc, watch};
+
+use crate::clock::Clock;
+use crate::counters::Counters;
+use crate::durability::Durability;
+use crate::peer::Peer;
+use crate::replication::link::{AgeMarks, Link};
+use crate::shard_queue::ShardQueue;
+use crate::standing::Standing;
+use crate::{NodeConfig, NodeError};
+
+/// One stream set: all regions' streams of one keyspace and shard.
+pub(crate) type StreamKey = (KeyspaceId, ShardId);
+
+pub(crate) struct Shared {
+    pub(crate) config: NodeConfig,
+    pub(crate) store: Arc<Store>,
+    pub(crate) clock: Arc<dyn Clock>,
+    hlc: Mutex<HlcClock>,
+    pub(crate) counters: Counters,
+    pub(crate) durability: Durability,
+    /// Tells the sync task of a simulation that there is something to sync.
+    pub(crate) appended: Notify,
+    pub(crate) queues: Vec<ShardQueue>,
+    pub(crate) peers: BTreeMap<Region, PeerSlot>,
+    pub(crate) standing: Mutex<Standing>,
+    /// State transfers asked for, by sender; carried out one after another.
+    pub(crate) wanted: Mutex<BTreeSet<(Region, StreamKey)>>,
+    pub(crate) repair: Notify,
+    /// Transfers under way: what the sender streams of these is not applied meanwhile.
+    pub(crate) completing: Mutex<BTreeSet<(Region, StreamKey)>>,
+    /// When which position had become durable, for lag in time.
+    pub(crate) ages: Mutex<AgeMarks>,
+    /// Why the node stopped for good.
+    pub(crate) fatal: watch::Sender<Option<Arc<str>>>,
+    /// Raised once: links, repair and upkeep end.
+    pub(crate) stop: watch::Sender<bool>,
+    /// Whether blocking work has threads to go to. A simulation has none.
+    pub(crate) has_threads: bool,
+}
+
+/// What is known of one peer's two links.
+pub(crate) struct PeerSlot {
+    pub(crate) link: Mutex<Link>,
+    /// The connection to it, while there is one.
+    pub(crate) handle: Mutex<Option<Arc<dyn Peer>>>,
+    pub(crate) commands: mpsc::UnboundedSender<LinkCommand>,
+    /// Raised by each new subscription of the peer: an older one then ends.
+    pub(crate) subscription: watch::Sender<u64>,
+}
+
+/// What other tasks ask of an inbound link.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum LinkCommand {
+    /// The cursor of this stream was moved by a state: go on from there.
+    Refetch(StreamKey),
+}
+
+/// What the sending side remembers of a peer between subscriptions.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Confirmed {
+    /// Every own delta at or below is covered by `cursors`.
+    pub(crate) position: LogPosition,
+    pub(crate) cursors: BTreeMap<StreamKey, Vector>,
+}
+
+impl Shared {
+    pub(crate) fn new(
+        config: NodeConfig,
+        store: Arc<Store>,
+        clock: Arc<dyn Clock>,
+        queues: Vec<ShardQueue>,
+        peers: BTreeMap<Region, PeerSlot>,
+        has_threads: bool,
+    ) -> Self {
+        let now = clock.monotonic();
+        let mut ages = AgeMarks::default();
+        ages.note(store.durable(), now);
+        let mut standing = Standing::new(peers.keys().cloned());
+        for (region, incarnation) in admitted_by(&store, peers.keys()) {
+            standing.admit(&region, incarnation);
+        }
+        Shared {
+            counters: Counters::new(peers.keys().cloned()),
+            durability: Durability::new(store.durable()),
+            standing: Mutex::new(standing),
+            hlc: Mutex::new(HlcClock::default()),
+            appended: Notify::new(),
+            wanted: Mutex::default(),
+            repair: Notify::new(),
+            completing: Mutex::default(),
+            ages: Mutex::new(ages),
+            fatal: watch::Sender::new(None),
+            stop: watch::Sender::new(false),
+            has_threads,
+            config,
+            store,
+            clock,
+            queues,
+            peers,
+        }
+    }
+
+    pub(crate) fn me(&self) -> &Region {
+        &self.config.region
+    }
+
+    pub(crate) fn now(&self) -> Duration {
+        self.clock.monotonic()
+    }
+
+    /// A stamp for a new write.
+    pub(crate) fn tick(&self) -> Hlc {
+        self.hlc.lock().tick(self.clock.wall_ms())
+    }
+
+    /// Hears another region's stamp.
+    pub(crate) fn hear(&self, stamp: Hlc) {
+        let heard = self.hlc.lock().hear(stamp, self.clock.wall_ms(), self.config.clock_drift_ms_max);
+        if matches!(heard, Heard::TooFarAhead { .. }) {
+            self.counters.hlc_too_far_ahead.add(1);
+        }
+    }
+
+    pub(crate) fn shard_of(&self, keyspace: KeyspaceId, key: &[u8]) -> ShardId {
+        ShardId::of(keyspace, key, self.config.shards)
+    }
+
+    pub(crate) fn queue(&self, shard: ShardId) -> Option<&ShardQueue> {
+        self.queues.get(shard.0 as usize)
+    }
+
+    /// Whether clients are served.
+    pub(crate) fn check_serving(&self) -> Result<(), NodeError> {
+        if let Some(reason) = self.fatal.borrow().as_ref() {
+            return Err(NodeError::Stopped { reason: reason.to_string() });
+        }
+        if self.standing.lock().is_behind() {
+            return Err(NodeError::Completing);
+        }
+        Ok(())
+    }
+
+    /// Stops the node for good: it must be restarted, or has been replaced.
+    pub(crate) fn stop_for_good(&self, reason: &str) {
+        tracing::error!(region = %self.me(), reason, "this node stops");
+        self.fatal.send_if_modified(|fatal| {
+            let first = fatal.is_none();
+            fatal.get_or_insert_with(|| Arc::from(reason));
+            first
+        });
+        self.durability.failed(reason);
+        self.stop.send_replace(true);
+    }
+
+    /// Runs work on the storage that may take long.
+    pub(crate) async fn off_loop<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Shared) -> T + Send + 'static,
+    ) -> Option<T> {
+        if !self.has_threads {
+            return Some(work(self));
+        }
+        let shared = self.clone();
+        tokio::task::spawn_blocking(move || work(&shared)).await.ok()
+    }
+
+    /// Asks for the state of a stream set from a peer.
+    pub(crate) fn want_state(&self, from: &Region, stream: StreamKey) {
+        self.wanted.lock().insert((from.clone(), stream));
+        self.repair.notify_one();
+    }
+
+    /// Every keyspace and shard this region holds.
+    pub(crate) fn stream_keys(&self) -> impl Iterator<Item = StreamKey> + '_ {
+        let shards = 0..self.config.shards;
+        self.config.keyspaces.iter().flat_map(move |ks| shards.clone().map(|shard| (ks.id, ShardId(shard))))
+    }
+}
+
+/// The incarnations that the stored cursors say were admitted: the newest of each region, where there is exactly one.
+fn admitted_by<'a>(store: &Store, peers: impl Iterator<Item = &'a Region>) -> Vec<(Region, Incarnation)> {
+    let tree = store.tree();
+    let streams = store.all_streams();
+    peers
+        .filter_map(|peer| {
+            let known: BTreeSet<Incarnation> = streams
+                .iter()
+                .filter_map(|(_, streams)| streams.applied().get(peer))
+                .flat_map(|vector| vector.entries().iter().map(|entry| entry.0))
+                .collect();
+            let newest = |candidate: &&Incarnation| known.iter().all(|other| tree.descends(**candidate, *other));
+            known.iter().find(newest).map(|incarnation| (peer.clone(), *incarnation))
+        })
+        .collect()
+}

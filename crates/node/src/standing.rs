@@ -1,0 +1,162 @@
+//! Where this region stands with the others: whom it has compared itself with, whether its disk was found behind, and which
+//! incarnation of each region it admits. Pure: it is told facts and answers questions.
+//!
+//! The law it keeps: a region whose disk is below what it once stated serves nobody until complete; one that has not yet
+//! compared itself with every holder serves its clients, but sends no state.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use isle_model::{Incarnation, IncarnationTree, KeyspaceId, Region, ShardId, Vector};
+
+/// What a stream set must cover before this region is complete again.
+pub(crate) type Owed = BTreeMap<(KeyspaceId, ShardId), Vec<(Region, Vector)>>;
+
+#[derive(Debug)]
+pub(crate) struct Standing {
+    peers: BTreeSet<Region>,
+    compared: BTreeSet<Region>,
+    owed: Owed,
+    admitted: BTreeMap<Region, Incarnation>,
+    /// Holders away for longer than the horizon: they come back by complete state.
+    expired: BTreeSet<Region>,
+}
+
+/// What to do with the incarnation that a peer announces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Admittance {
+    Admit,
+    /// It is an ancestor of the admitted one, or a branch beside it that has been replaced.
+    Replaced {
+        admitted: Incarnation,
+    },
+    /// It is a branch: it replaces the admitted one once it has been completed.
+    CompleteFirst,
+}
+
+impl Standing {
+    pub(crate) fn new(peers: impl IntoIterator<Item = Region>) -> Self {
+        Standing {
+            peers: peers.into_iter().collect(),
+            compared: BTreeSet::new(),
+            owed: Owed::new(),
+            admitted: BTreeMap::new(),
+            expired: BTreeSet::new(),
+        }
+    }
+
+    /// Notes what a peer remembers of this region that its disk does not hold.
+    pub(crate) fn compare(&mut self, peer: &Region, owed: Owed) {
+        self.compared.insert(peer.clone());
+        for (stream, vectors) in owed {
+            self.owed.entry(stream).or_default().extend(vectors);
+        }
+    }
+
+    pub(crate) fn owed(&self) -> &Owed {
+        &self.owed
+    }
+
+    /// Forgets what is covered by now.
+    pub(crate) fn settle(&mut self, mut still_behind: impl FnMut((KeyspaceId, ShardId), &[(Region, Vector)]) -> bool) {
+        self.owed.retain(|stream, vectors| still_behind(*stream, vectors));
+    }
+
+    pub(crate) fn is_behind(&self) -> bool {
+        !self.owed.is_empty()
+    }
+
+    /// Whether what this region holds may be taken for complete.
+    pub(crate) fn may_send_state(&self) -> bool {
+        !self.is_behind() && self.compared.is_superset(&self.peers)
+    }
+
+    pub(crate) fn judge(
+        &self,
+        region: &Region,
+        incarnation: Incarnation,
+        tree: &IncarnationTree,
+        is_complete: bool,
+    ) -> Admittance {
+        let Some(&admitted) = self.admitted.get(region) else { return Admittance::Admit };
+        if tree.descends(incarnation, admitted) {
+            Admittance::Admit
+        } else if tree.descends(admitted, incarnation) {
+            Admittance::Replaced { admitted }
+        } else if is_complete {
+            Admittance::Admit
+        } else {
+            Admittance::CompleteFirst
+        }
+    }
+
+    pub(crate) fn admit(&mut self, region: &Region, incarnation: Incarnation) {
+        self.admitted.insert(region.clone(), incarnation);
+    }
+
+    pub(crate) fn expire(&mut self, region: &Region) -> bool {
+        self.expired.insert(region.clone())
+    }
+
+    /// The region has been told to take a complete state of everything.
+    pub(crate) fn welcome_back(&mut self, region: &Region) -> bool {
+        self.expired.remove(region)
+    }
+
+    pub(crate) fn is_expired(&self, region: &Region) -> bool {
+        self.expired.contains(region)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use isle_model::{Dot, Row};
+
+    fn tree() -> IncarnationTree {
+        let mut tree = IncarnationTree::new();
+        let row = |parent: Option<u64>| Row {
+            region: Region::new("a"),
+            parent: parent.map(Incarnation),
+            left_at: parent.map(|_| 5).into_iter().collect(),
+        };
+        for (incarnation, parent) in [(1, None), (2, Some(1)), (3, Some(2)), (4, Some(1))] {
+            tree.insert(Incarnation(incarnation), row(parent)).expect("the rows agree");
+        }
+        tree
+    }
+
+    #[test]
+    fn a_descendant_is_admitted_and_its_ancestor_then_refused() {
+        let (a, tree) = (Region::new("a"), tree());
+        let mut standing = Standing::new([a.clone()]);
+        assert_eq!(standing.judge(&a, Incarnation(2), &tree, false), Admittance::Admit);
+        standing.admit(&a, Incarnation(2));
+        assert_eq!(standing.judge(&a, Incarnation(3), &tree, false), Admittance::Admit);
+        standing.admit(&a, Incarnation(3));
+        let replaced = Admittance::Replaced { admitted: Incarnation(3) };
+        assert_eq!(standing.judge(&a, Incarnation(2), &tree, true), replaced);
+    }
+
+    #[test]
+    fn a_branch_is_admitted_only_once_it_is_complete() {
+        let (a, tree) = (Region::new("a"), tree());
+        let mut standing = Standing::new([a.clone()]);
+        standing.admit(&a, Incarnation(3));
+        assert_eq!(standing.judge(&a, Incarnation(4), &tree, false), Admittance::CompleteFirst);
+        assert_eq!(standing.judge(&a, Incarnation(4), &tree, true), Admittance::Admit);
+    }
+
+    #[test]
+    fn no_state_is_sent_before_every_peer_is_compared_nor_while_behind() {
+        let (a, b) = (Region::new("a"), Region::new("b"));
+        let mut standing = Standing::new([a.clone(), b.clone()]);
+        standing.compare(&a, Owed::new());
+        assert!(!standing.may_send_state());
+        let vector = Vector::of(Dot::new(Incarnation(1), 1));
+        let stream = (KeyspaceId(1), ShardId(0));
+        standing.compare(&b, Owed::from([(stream, vec![(a, vector)])]));
+        assert!(standing.is_behind() && !standing.may_send_state());
+        standing.settle(|_, _| false);
+        assert!(standing.may_send_state());
+    }
+}

@@ -1,0 +1,136 @@
+//! What `isle status` shows of one region.
+
+use std::time::Duration;
+
+use isle_model::{Incarnation, KeyspaceId, Region};
+
+use crate::replication::link::LinkState;
+use crate::shared::{PeerSlot, Shared};
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodeState {
+    Serving,
+    /// Its disk was behind; the others complete it.
+    Completing,
+    /// Reads go on, writes are refused until a restart.
+    WritesStopped {
+        reason: String,
+    },
+    Stopped {
+        reason: String,
+    },
+}
+
+#[derive(Clone, Debug)]
+pub struct NodeStatus {
+    pub cluster: String,
+    pub region: Region,
+    pub incarnation: Incarnation,
+    pub state: NodeState,
+    /// Whether this region has compared itself with every other since it started.
+    pub compared: bool,
+    pub records: u64,
+    /// `None` until known. Equal in two regions exactly if they agree.
+    pub digest: Option<u128>,
+    pub conflicts_open: u64,
+    pub keyspaces: Vec<KeyspaceStatus>,
+    pub peers: Vec<PeerStatus>,
+    pub log_bytes: u64,
+    pub overlay_bytes: u64,
+    pub view_bytes: u64,
+    pub view_failed: Option<String>,
+}
+
+#[derive(Clone, Debug)]
+pub struct KeyspaceStatus {
+    pub id: KeyspaceId,
+    pub name: String,
+    pub records: u64,
+    pub digest: Option<u128>,
+}
+
+#[derive(Clone, Debug)]
+pub struct PeerStatus {
+    pub region: Region,
+    pub endpoint: String,
+    pub state: LinkState,
+    /// The age of the oldest that the peer has not confirmed.
+    pub lag: Duration,
+    pub lag_bytes: u64,
+    pub egress_bytes: u64,
+    /// Whether this region takes in the peer's streams.
+    pub receiving: bool,
+    /// What is read here of the peer's writes is at most this old.
+    pub staleness: Option<Duration>,
+    pub last_error: Option<String>,
+}
+
+pub(crate) fn status(shared: &Shared) -> NodeStatus {
+    let stats = shared.store.stats();
+    let keyspaces: Vec<KeyspaceStatus> = shared
+        .config
+        .keyspaces
+        .iter()
+        .map(|keyspace| {
+            let found = stats.keyspaces.iter().find(|s| s.id == keyspace.id);
+            // A keyspace that the storage has not met is empty, once what there is has been counted.
+            let digest = found.map_or_else(|| shared.store.is_counted().then_some(0), |s| s.digest);
+            let records = found.map_or(0, |s| s.records);
+            KeyspaceStatus { id: keyspace.id, name: keyspace.name.clone(), records, digest }
+        })
+        .collect();
+    let sum = |all: u128, keyspace: &KeyspaceStatus| keyspace.digest.map(|one| all.wrapping_add(one));
+    NodeStatus {
+        cluster: shared.config.cluster.clone(),
+        region: shared.me().clone(),
+        incarnation: shared.store.incarnation(),
+        state: state(shared),
+        compared: shared.standing.lock().may_send_state(),
+        records: keyspaces.iter().map(|keyspace| keyspace.records).sum(),
+        digest: keyspaces.iter().try_fold(0, sum),
+        conflicts_open: stats.conflicts_open,
+        keyspaces,
+        peers: shared
+            .config
+            .peers
+            .iter()
+            .filter_map(|peer| {
+                let slot = shared.peers.get(&peer.region)?;
+                Some(peer_status(shared, slot, &peer.region, &peer.endpoint))
+            })
+            .collect(),
+        log_bytes: stats.log_bytes,
+        overlay_bytes: stats.overlay_bytes,
+        view_bytes: stats.view_bytes,
+        view_failed: stats.view_failed,
+    }
+}
+
+fn state(shared: &Shared) -> NodeState {
+    if let Some(reason) = shared.fatal.borrow().as_ref() {
+        return NodeState::Stopped { reason: reason.to_string() };
+    }
+    if let Some(reason) = shared.durability.failure() {
+        return NodeState::WritesStopped { reason: reason.to_string() };
+    }
+    if shared.standing.lock().is_behind() { NodeState::Completing } else { NodeState::Serving }
+}
+
+fn peer_status(shared: &Shared, slot: &PeerSlot, region: &Region, endpoint: &str) -> PeerStatus {
+    let (store, now) = (&shared.store, shared.now());
+    let link = slot.link.lock();
+    let confirmed = link.confirmed.as_ref().map_or(store.oldest(), |confirmed| confirmed.position);
+    let durable = store.durable();
+    let lag = shared.ages.lock().lag(confirmed, durable, now);
+    PeerStatus {
+        region: region.clone(),
+        endpoint: endpoint.to_owned(),
+        state: link.state(lag),
+        lag,
+        lag_bytes: store.log_bytes_between(confirmed, durable),
+        egress_bytes: shared.counters.peer(region).map_or(0, |counters| counters.egress_bytes.get()),
+        receiving: link.inbound,
+        staleness: link.fresh_as_of.map(|at| now.saturating_sub(at)),
+        last_error: link.last_error.clone(),
+    }
+}
