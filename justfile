@@ -1,0 +1,21 @@
+# The commands of daily work. `just --list` shows them.
+
+# What CI runs.
+check:
+    ./.ci/run
+
+# The README's test command.
+test:
+    cargo test --workspace
+
+# As many seeds of the simulation as wanted: `just sim SEEDS=10000`. Every seed that fails is printed.
+sim seeds="SEEDS=1000":
+    seeds='{{seeds}}'; ISLE_SIM_SEEDS="${seeds#SEEDS=}" cargo test --test simulation -- --nocapture
+
+# New seeds for each planted bug, where CI replays recorded ones: `just mutants SEEDS=400`.
+mutants seeds="SEEDS=400":
+    seeds='{{seeds}}'; ISLE_SIM_SEEDS="${seeds#SEEDS=}" cargo test --test simulation -- --ignored --nocapture planted
+
+# Formats everything.
+fmt:
+    cargo fmt --all
