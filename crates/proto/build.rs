@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use prost::Message as _;
 
+// Cargo speaks to build scripts through the environment alone.
+#[allow(clippy::disallowed_methods)]
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = PathBuf::from(std::env::var("CARGO_MANIFEST_DIR")?).join("../../proto");
     println!("cargo:rerun-if-changed={}", root.display());
