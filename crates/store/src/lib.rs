@@ -1,1 +1,42 @@
-//! skeleton
+//! isle's storage. The commit log is the truth; sled is its materialised view.
+//!
+//! ```text
+//! batch ──▶ log ── group_commit, sync_thread ──▶ publish
+//!   │        │                                      │
+//!   ▼        ▼ tail                                 ▼
+//! memory: workspace ─▶ overlay ── maintain ──▶ view (sled) ──▶ checkpoint
+//!
+//! open       from what is on the disk to a store that serves
+//! entry      what the log holds          meta       what a node knows beside its records
+//! codec      model ⇄ stored bytes        disk       the one seam for every file operation
+//! ```
+//! The law it keeps: acked means durable. Nothing is visible, shipped or acknowledged before the log has it on the disk.
+//! What an entry does to a record is the model's; when to sync, drain and trim is the node's.
+
+mod batch;
+mod checkpoint;
+pub mod codec;
+pub mod disk;
+mod entry;
+pub mod group_commit;
+pub mod log;
+mod maintain;
+mod memory;
+mod meta;
+mod open;
+mod overlay;
+mod store;
+pub mod sync_thread;
+mod threads;
+mod view;
+mod view_key;
+
+pub use batch::{Batch, ShardWriter, Unsynced};
+pub use entry::{DeltaHead, Entry, StateChunk};
+pub use log::{AppendError, LogPosition, SyncError};
+pub use maintain::MaintainError;
+pub use memory::ReadError;
+pub use open::{BootIdentity, OpenError, Opened, Progress, RecoveryReport};
+pub use store::{KeyspaceStats, LogItem, Page, RowsError, Stats, Store, StoreConfig, Tail, TailError};
+pub use threads::Threads;
+pub use view::ViewPlace;

@@ -73,6 +73,7 @@ struct State {
     capacity: Option<u64>,
     fail_writes: bool,
     fail_syncs: bool,
+    changes_left: Option<u64>,
     syncs: u64,
 }
 
@@ -103,6 +104,7 @@ impl MemoryDisk {
         let mut state = self.state.lock().clone();
         state.fail_writes = false;
         state.fail_syncs = false;
+        state.changes_left = None;
         for inode in state.files.values_mut() {
             inode.handles = 0;
         }
@@ -129,6 +131,11 @@ impl MemoryDisk {
     /// Every sync fails with EIO, and syncs nothing.
     pub fn fail_syncs(&self, fail: bool) {
         self.state.lock().fail_syncs = fail;
+    }
+
+    /// So many more changes and syncs are done, then each fails with EIO: a crash that follows falls between any two.
+    pub fn fail_after(&self, changes: Option<u64>) {
+        self.state.lock().changes_left = changes;
     }
 
     /// The bytes that all files are long.
@@ -310,8 +317,8 @@ impl State {
         ids.iter().filter_map(|id| self.files.get(id)).map(|inode| inode.now.len).sum()
     }
 
-    fn check_write(&self) -> io::Result<()> {
-        match self.fail_writes {
+    fn check_write(&mut self) -> io::Result<()> {
+        match self.fail_writes || self.is_spent() {
             true => Err(io::Error::from_raw_os_error(EIO)),
             false => Ok(()),
         }
@@ -319,9 +326,20 @@ impl State {
 
     fn begin_sync(&mut self) -> io::Result<()> {
         self.syncs += 1;
-        match self.fail_syncs {
+        match self.fail_syncs || self.is_spent() {
             true => Err(io::Error::from_raw_os_error(EIO)),
             false => Ok(()),
+        }
+    }
+
+    fn is_spent(&mut self) -> bool {
+        match &mut self.changes_left {
+            Some(0) => true,
+            Some(left) => {
+                *left -= 1;
+                false
+            }
+            None => false,
         }
     }
 

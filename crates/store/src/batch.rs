@@ -1,0 +1,169 @@
+//! A shard's writer, and the batches it commits. Nothing of a batch takes effect, and no dot is used up, until its commit
+//! succeeds: dropping it drops everything.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use isle_model::{
+    Admission, Body, Delta, Dot, Epoch, Hlc, IncarnationTree, KeyspaceId, Record, Region, ShardId, Stamp, Streams,
+    Vector, Write,
+};
+
+use crate::codec;
+use crate::entry::{Entry, StateChunk};
+use crate::log::{AppendError, LogPosition};
+use crate::memory::{ReadError, Workspace, all_known};
+use crate::store::Store;
+
+/// The single writer of one shard. Whoever owns it is the shard loop.
+pub struct ShardWriter {
+    store: Arc<Store>,
+    shard: ShardId,
+}
+
+/// Appended, and not yet promised: it is durable once the log is synced up to `end`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "what is not synced may not be acknowledged"]
+pub struct Unsynced {
+    pub end: LogPosition,
+}
+
+impl ShardWriter {
+    pub(crate) fn new(store: Arc<Store>, shard: ShardId) -> Self {
+        ShardWriter { store, shard }
+    }
+
+    pub fn shard(&self) -> ShardId {
+        self.shard
+    }
+
+    pub fn begin(&mut self) -> Batch<'_> {
+        let tree = self.store.tree();
+        let work = Workspace::new(&self.store.memory, self.shard);
+        Batch { store: &self.store, work, tree, payloads: Vec::new(), bytes: 0 }
+    }
+}
+
+pub struct Batch<'a> {
+    store: &'a Store,
+    work: Workspace,
+    tree: Arc<IncarnationTree>,
+    payloads: Vec<Bytes>,
+    bytes: usize,
+}
+
+impl Batch<'_> {
+    /// The newest state of a key: this batch's, unsynced batches', the overlay's, the view's. Empty where there is none.
+    pub fn newest(&mut self, keyspace: KeyspaceId, key: &[u8]) -> Result<Arc<Record>, ReadError> {
+        self.work.record(&self.store.memory, keyspace, key)
+    }
+
+    pub fn streams(&mut self, keyspace: KeyspaceId) -> &Streams {
+        self.work.streams(&self.store.memory, keyspace)
+    }
+
+    pub fn tree(&self) -> Arc<IncarnationTree> {
+        self.tree.clone()
+    }
+
+    /// What the next own delta of this shard will carry.
+    pub fn stamp(&self, hlc: Hlc, epoch: Epoch) -> Stamp {
+        Stamp { dot: self.next_dot(), hlc, epoch }
+    }
+
+    /// Writes an own delta; returns the record after it.
+    pub fn write(&mut self, keyspace: KeyspaceId, write: Write, stamp: Stamp) -> Result<Arc<Record>, ReadError> {
+        self.own(keyspace, stamp.hlc, stamp.epoch, Body::Write(write))
+    }
+
+    /// States in the own stream what has been absorbed, if that is news.
+    pub fn statement(&mut self, keyspace: KeyspaceId, hlc: Hlc) -> Result<bool, ReadError> {
+        let Some(statement) = self.streams(keyspace).statement() else { return Ok(false) };
+        self.own(keyspace, hlc, Epoch::default(), Body::Statement(statement))?;
+        Ok(true)
+    }
+
+    /// Applies another region's delta, if it is next in its stream. Its own lost deltas, too, come back to a region so.
+    pub fn foreign(&mut self, origin: &Region, delta: Delta) -> Result<Admission, ReadError> {
+        let lineage = self.tree.shard(self.work.shard);
+        if let Some(unknown) = all_known(lineage, delta.incarnations().into_iter()) {
+            return Err(ReadError::UnknownIncarnation(Dot::new(unknown, 0)));
+        }
+        let admission = self.work.streams(&self.store.memory, delta.keyspace).admit(origin, &delta, lineage);
+        if admission == Admission::Apply {
+            self.work.delta(&self.store.memory, &self.tree, &delta, false)?;
+            self.push(Entry::Delta(delta));
+        }
+        Ok(admission)
+    }
+
+    /// Forgets a tombstone that every holder has absorbed; says whether it did.
+    pub fn forget(&mut self, keyspace: KeyspaceId, key: Bytes, holders: &[Region]) -> Result<bool, ReadError> {
+        let record = self.newest(keyspace, &key)?;
+        let lineage = self.tree.shard(self.work.shard);
+        let me = &self.store.memory.region;
+        let streams = self.work.streams(&self.store.memory, keyspace);
+        if record.is_empty() || !streams.may_forget(&record, holders, me, lineage) {
+            return Ok(false);
+        }
+        self.work.forget(&self.store.memory, keyspace, &key)?;
+        self.push(Entry::Forget { keyspace, shard: self.work.shard, key });
+        Ok(true)
+    }
+
+    /// Merges a complete state of a range of keys.
+    pub fn state_chunk(&mut self, chunk: StateChunk, taken_at: Hlc) -> Result<(), ReadError> {
+        let chunk = StateChunk { taken_at, ..chunk };
+        let lineage = self.tree.shard(self.work.shard);
+        let of_records = chunk.records.iter().flat_map(|(_, record)| record.incarnations());
+        let of_vectors = chunk.absorbed.iter().flat_map(|(_, v)| v.entries().iter().map(|e| e.0));
+        if let Some(unknown) = all_known(lineage, of_records.chain(of_vectors)) {
+            return Err(ReadError::UnknownIncarnation(Dot::new(unknown, 0)));
+        }
+        self.work.state_chunk(&self.store.memory, &self.tree, &chunk)?;
+        self.push(Entry::StateChunk(chunk));
+        Ok(())
+    }
+
+    /// Moves the cursors to where a state transfer was pinned, after its last chunk.
+    pub fn state_done(&mut self, keyspace: KeyspaceId, cursors: Vec<(Region, Vector)>) {
+        self.work.state_done(&self.store.memory, &self.tree, keyspace, &cursors);
+        self.push(Entry::StateDone { keyspace, shard: self.work.shard, cursors });
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.payloads.is_empty()
+    }
+
+    /// Bytes that the commit will append.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub fn len(&self) -> usize {
+        self.payloads.len()
+    }
+
+    /// Appends the whole batch in one write. On an error nothing has taken effect.
+    pub fn commit(self) -> Result<Unsynced, AppendError> {
+        self.store.commit(self.work, &self.payloads)
+    }
+
+    fn next_dot(&self) -> Dot {
+        Dot::new(self.store.incarnation(), self.work.seq + 1)
+    }
+
+    fn own(&mut self, keyspace: KeyspaceId, hlc: Hlc, epoch: Epoch, body: Body) -> Result<Arc<Record>, ReadError> {
+        let prev = self.streams(keyspace).last_own();
+        let delta = Delta { dot: self.next_dot(), prev, keyspace, shard: self.work.shard, hlc, epoch, body };
+        let record = self.work.delta(&self.store.memory, &self.tree, &delta, true)?;
+        self.push(Entry::Delta(delta));
+        Ok(record)
+    }
+
+    fn push(&mut self, entry: Entry) {
+        let payload = codec::encode_entry(&entry);
+        self.bytes += payload.len();
+        self.payloads.push(payload);
+    }
+}

@@ -1,0 +1,289 @@
+//! Bytes of what is stored: between the model and the stored messages. Decoders return errors; they never panic.
+
+use std::collections::BTreeMap;
+
+use bytes::{Buf, Bytes};
+use isle_model::{
+    Delta, Dot, Hlc, Incarnation, IncarnationTree, KeyspaceId, LedgerEntry, Record, Region, Row, ShardId, Streams,
+    Vector,
+};
+use isle_proto::convert::{self, Unsound};
+use isle_proto::storage as s;
+use prost::Message;
+
+use crate::entry::{DeltaHead, Entry, StateChunk};
+use crate::log::LogPosition;
+use crate::meta::{Meta, ViewMark};
+use crate::overlay::Item;
+use crate::view_key::{LEDGER, RECORDS, ViewKey};
+
+const CHECKPOINT_FORMAT: u32 = 1;
+
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
+    #[error("not a message: {0}")]
+    Message(#[from] prost::DecodeError),
+    #[error(transparent)]
+    Unsound(#[from] Unsound),
+    #[error("{0} is missing or wrong")]
+    Part(&'static str),
+}
+
+fn bytes_of(message: &impl Message) -> Bytes {
+    message.encode_to_vec().into()
+}
+
+pub fn encode_delta(delta: &Delta) -> Bytes {
+    bytes_of(&convert::delta(delta))
+}
+
+pub fn decode_delta(bytes: Bytes) -> Result<Delta, DecodeError> {
+    Ok(convert::to_delta(s::Delta::decode(bytes)?)?)
+}
+
+/// What is known of an encoded delta without decoding its body.
+pub fn delta_head(bytes: Bytes) -> Result<DeltaHead, DecodeError> {
+    let head = s::DeltaHead::decode(bytes)?;
+    Ok(DeltaHead {
+        dot: convert::to_dot(head.dot.ok_or(DecodeError::Part("dot"))?)?,
+        prev: head.prev.map(convert::to_dot).transpose()?,
+        keyspace: KeyspaceId(head.keyspace),
+        shard: ShardId(head.shard),
+        hlc: Hlc(head.hlc),
+        is_statement: head.statement.is_some(),
+    })
+}
+
+pub fn encode_record(record: &Record) -> Bytes {
+    bytes_of(&convert::record(record))
+}
+
+pub fn decode_record(bytes: Bytes) -> Result<Record, DecodeError> {
+    Ok(convert::to_record(s::Record::decode(bytes)?)?)
+}
+
+pub fn encode_ledger_entry(entry: &LedgerEntry) -> Bytes {
+    bytes_of(&convert::ledger_entry(entry))
+}
+
+pub fn decode_ledger_entry(bytes: Bytes) -> Result<LedgerEntry, DecodeError> {
+    Ok(convert::to_ledger_entry(s::LedgerEntry::decode(bytes)?)?)
+}
+
+pub fn encode_state_chunk(chunk: &StateChunk) -> Bytes {
+    bytes_of(&state_chunk(chunk))
+}
+
+pub fn decode_state_chunk(bytes: Bytes) -> Result<StateChunk, DecodeError> {
+    to_state_chunk(s::StateChunk::decode(bytes)?)
+}
+
+pub fn encode_entry(entry: &Entry) -> Bytes {
+    use s::log_entry::Entry as Stored;
+    let entry = match entry {
+        Entry::Rows(rows) => {
+            Stored::Rows(s::Rows { rows: rows.iter().map(|(i, row)| convert::row(*i, row)).collect() })
+        }
+        Entry::Delta(delta) => Stored::Delta(convert::delta(delta)),
+        Entry::Forget { keyspace, shard, key } => {
+            Stored::Forget(s::Forget { keyspace: keyspace.0, shard: shard.0, key: key.clone() })
+        }
+        Entry::StateChunk(chunk) => Stored::StateChunk(state_chunk(chunk)),
+        Entry::StateDone { keyspace, shard, cursors } => Stored::StateDone(s::StateDone {
+            keyspace: keyspace.0,
+            shard: shard.0,
+            cursors: convert::absorbed(cursors.iter().map(|(r, v)| (r, v))),
+        }),
+    };
+    bytes_of(&s::LogEntry { entry: Some(entry) })
+}
+
+pub fn decode_entry(bytes: Bytes) -> Result<Entry, DecodeError> {
+    use s::log_entry::Entry as Stored;
+    Ok(match s::LogEntry::decode(bytes)?.entry.ok_or(DecodeError::Part("log entry"))? {
+        Stored::Rows(rows) => Entry::Rows(convert::to_rows(rows.rows)?),
+        Stored::Delta(delta) => Entry::Delta(convert::to_delta(delta)?),
+        Stored::Forget(f) => {
+            Entry::Forget { keyspace: KeyspaceId(f.keyspace), shard: ShardId(f.shard), key: convert::to_key(f.key)? }
+        }
+        Stored::StateChunk(chunk) => Entry::StateChunk(to_state_chunk(chunk)?),
+        Stored::StateDone(done) => Entry::StateDone {
+            keyspace: KeyspaceId(done.keyspace),
+            shard: ShardId(done.shard),
+            cursors: convert::to_absorbed(done.cursors)?,
+        },
+    })
+}
+
+/// The delta inside a log entry's bytes, not copied and not decoded; `None` where the entry is something else.
+pub fn delta_of_entry(payload: &Bytes) -> Result<Option<(DeltaHead, Bytes)>, DecodeError> {
+    /// The tag of `LogEntry.delta`: field 2, length-delimited.
+    const DELTA: u64 = 2 << 3 | 2;
+    let mut at = payload.clone();
+    if prost::encoding::decode_varint(&mut at)? != DELTA {
+        return Ok(None);
+    }
+    let length = prost::encoding::decode_varint(&mut at)?;
+    if length != at.remaining() as u64 {
+        return Err(DecodeError::Part("delta's length"));
+    }
+    Ok(Some((delta_head(at.clone())?, at)))
+}
+
+fn state_chunk(chunk: &StateChunk) -> s::StateChunk {
+    let keyed =
+        |(key, record): &(Bytes, Record)| s::KeyedRecord { key: key.clone(), record: Some(convert::record(record)) };
+    s::StateChunk {
+        keyspace: chunk.keyspace.0,
+        shard: chunk.shard.0,
+        start: chunk.start.clone(),
+        end: chunk.end.clone(),
+        absorbed: convert::absorbed(chunk.absorbed.iter().map(|(r, v)| (r, v))),
+        records: chunk.records.iter().map(keyed).collect(),
+        ledger: convert::ledger(&chunk.ledger),
+        taken_at: chunk.taken_at.0,
+    }
+}
+
+fn to_state_chunk(from: s::StateChunk) -> Result<StateChunk, DecodeError> {
+    let keyed = |keyed: s::KeyedRecord| {
+        let record = keyed.record.ok_or(DecodeError::Part("record"))?;
+        Ok((convert::to_key(keyed.key)?, convert::to_record(record)?))
+    };
+    Ok(StateChunk {
+        keyspace: KeyspaceId(from.keyspace),
+        shard: ShardId(from.shard),
+        start: from.start,
+        end: from.end,
+        absorbed: convert::to_absorbed(from.absorbed)?,
+        records: from.records.into_iter().map(keyed).collect::<Result<_, DecodeError>>()?,
+        ledger: convert::to_ledger(from.ledger)?,
+        taken_at: Hlc(from.taken_at),
+    })
+}
+
+fn meta(meta: &Meta) -> s::Meta {
+    let stream = |((keyspace, shard), streams): (&(KeyspaceId, ShardId), &Streams)| s::StreamState {
+        keyspace: keyspace.0,
+        shard: shard.0,
+        applied: convert::absorbed(streams.applied()),
+        heard: streams
+            .heard()
+            .iter()
+            .map(|(holder, said)| s::Heard { holder: holder.to_string(), absorbed: convert::absorbed(said) })
+            .collect(),
+        last_own: streams.last_own().map(convert::dot),
+    };
+    s::Meta {
+        position: meta.position.0,
+        rows: meta.tree.rows().map(|(incarnation, row)| convert::row(incarnation, row)).collect(),
+        last_incarnation: meta.last_incarnation.map_or(0, |i| i.0),
+        last_seqs: meta.last_seqs.clone(),
+        streams: meta.streams.iter().map(stream).collect(),
+    }
+}
+
+fn to_meta(from: s::Meta) -> Result<Meta, DecodeError> {
+    let mut tree = IncarnationTree::new();
+    for (incarnation, row) in convert::to_rows(from.rows)? {
+        let row: Row = row;
+        tree.insert(incarnation, row).map_err(|_| DecodeError::Part("incarnation row"))?;
+    }
+    let streams = from.streams.into_iter().map(to_streams).collect::<Result<BTreeMap<_, _>, _>>()?;
+    Ok(Meta {
+        position: LogPosition(from.position),
+        tree,
+        last_incarnation: (from.last_incarnation != 0).then_some(Incarnation(from.last_incarnation)),
+        last_seqs: from.last_seqs,
+        streams,
+    })
+}
+
+fn to_streams(from: s::StreamState) -> Result<((KeyspaceId, ShardId), Streams), DecodeError> {
+    let to_map = |said| -> Result<BTreeMap<Region, Vector>, DecodeError> {
+        Ok(convert::to_absorbed(said)?.into_iter().collect())
+    };
+    let mut heard = BTreeMap::new();
+    for holder in from.heard {
+        heard.insert(convert::to_region(&holder.holder)?, to_map(holder.absorbed)?);
+    }
+    let last_own: Option<Dot> = from.last_own.map(convert::to_dot).transpose()?;
+    let streams = Streams::from_parts(to_map(from.applied)?, heard, last_own);
+    Ok(((KeyspaceId(from.keyspace), ShardId(from.shard)), streams))
+}
+
+pub fn encode_view_mark(mark: &ViewMark) -> Bytes {
+    let meta = meta(&mark.meta);
+    let meta_crc = crc32fast::hash(&meta.encode_to_vec());
+    bytes_of(&s::ViewMark {
+        generation: mark.generation,
+        boot_id: mark.boot_id.clone(),
+        mount_id: mark.mount_id.clone(),
+        clean: mark.clean,
+        meta: Some(meta),
+        meta_crc,
+    })
+}
+
+pub fn decode_view_mark(bytes: Bytes) -> Result<ViewMark, DecodeError> {
+    let mark = s::ViewMark::decode(bytes)?;
+    let meta = mark.meta.ok_or(DecodeError::Part("meta"))?;
+    if crc32fast::hash(&meta.encode_to_vec()) != mark.meta_crc {
+        return Err(DecodeError::Part("meta's checksum"));
+    }
+    Ok(ViewMark {
+        generation: mark.generation,
+        boot_id: mark.boot_id,
+        mount_id: mark.mount_id,
+        clean: mark.clean,
+        meta: to_meta(meta)?,
+    })
+}
+
+pub(crate) fn encode_checkpoint_header(of: &Meta) -> Bytes {
+    bytes_of(&s::CheckpointHeader { format: CHECKPOINT_FORMAT, meta: Some(meta(of)) })
+}
+
+pub(crate) fn decode_checkpoint_header(bytes: Bytes) -> Result<Meta, DecodeError> {
+    let header = s::CheckpointHeader::decode(bytes)?;
+    if header.format != CHECKPOINT_FORMAT {
+        return Err(DecodeError::Part("checkpoint format"));
+    }
+    to_meta(header.meta.ok_or(DecodeError::Part("meta"))?)
+}
+
+pub(crate) fn encode_checkpoint_chunk(items: &[(ViewKey, Item)]) -> Bytes {
+    use s::checkpoint_item::Item as Stored;
+    let one = |(key, item): &(ViewKey, Item)| s::CheckpointItem {
+        view_key: key.0.clone(),
+        item: match item {
+            Item::Record(record) => Some(Stored::Record(convert::record(record))),
+            Item::Ledger(entry) => Some(Stored::Ledger(convert::ledger_entry(entry))),
+            Item::Gone => None,
+        },
+    };
+    bytes_of(&s::CheckpointChunk { items: items.iter().map(one).collect() })
+}
+
+pub(crate) fn decode_checkpoint_chunk(bytes: Bytes) -> Result<Vec<(ViewKey, Item)>, DecodeError> {
+    use s::checkpoint_item::Item as Stored;
+    let one = |item: s::CheckpointItem| {
+        let key = ViewKey::from_stored(item.view_key).ok_or(DecodeError::Part("view key"))?;
+        let item = match (key.tree(), item.item) {
+            (RECORDS, Some(Stored::Record(record))) => Item::Record(convert::to_record(record)?.into()),
+            (LEDGER, Some(Stored::Ledger(entry))) => Item::Ledger(convert::to_ledger_entry(entry)?.into()),
+            _ => return Err(DecodeError::Part("checkpoint item")),
+        };
+        Ok((key, item))
+    };
+    s::CheckpointChunk::decode(bytes)?.items.into_iter().map(one).collect()
+}
+
+pub(crate) fn encode_checkpoint_manifest(chunks: u64, items: u64) -> Bytes {
+    bytes_of(&s::CheckpointManifest { chunks, items })
+}
+
+pub(crate) fn decode_checkpoint_manifest(bytes: Bytes) -> Result<(u64, u64), DecodeError> {
+    let manifest = s::CheckpointManifest::decode(bytes)?;
+    Ok((manifest.chunks, manifest.items))
+}

@@ -1,0 +1,51 @@
+//! What the commit log holds: one entry a frame. The log is the truth; everything else is what applying its entries leaves.
+
+use bytes::Bytes;
+use isle_model::{Delta, Hlc, Incarnation, KeyspaceId, LedgerEntry, Record, Region, Row, ShardId, Vector};
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Entry {
+    /// Incarnation rows, ahead of whatever uses them.
+    Rows(Vec<(Incarnation, Row)>),
+    /// A delta, own or another region's. It is own if the incarnation that wrote the log's segment issued its dot.
+    Delta(Delta),
+    /// A tombstone that every holder has absorbed.
+    Forget {
+        keyspace: KeyspaceId,
+        shard: ShardId,
+        key: Bytes,
+    },
+    StateChunk(StateChunk),
+    StateDone {
+        keyspace: KeyspaceId,
+        shard: ShardId,
+        cursors: Vec<(Region, Vector)>,
+    },
+}
+
+/// A complete state of the keys in [start, end): what it does not list, at or below what its sender had absorbed, is gone.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StateChunk {
+    pub keyspace: KeyspaceId,
+    pub shard: ShardId,
+    pub start: Bytes,
+    /// Exclusive; `None` is the end of the shard.
+    pub end: Option<Bytes>,
+    /// The sender's cursors, from before it read.
+    pub absorbed: Vec<(Region, Vector)>,
+    pub records: Vec<(Bytes, Record)>,
+    pub ledger: Vec<LedgerEntry>,
+    /// When the receiver took it, for its ledger. The sender leaves it zero.
+    pub taken_at: Hlc,
+}
+
+/// What is known of a delta without decoding its body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeltaHead {
+    pub dot: isle_model::Dot,
+    pub prev: Option<isle_model::Dot>,
+    pub keyspace: KeyspaceId,
+    pub shard: ShardId,
+    pub hlc: Hlc,
+    pub is_statement: bool,
+}

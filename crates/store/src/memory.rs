@@ -1,0 +1,468 @@
+//! The state that applying log entries leaves: shards with their overlays and streams, over the view.
+//!
+//! Live commits and recovery go through the same code, so that what a crash leaves is what the log says.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use isle_model::write::{Applied, Site};
+use isle_model::{
+    Body, Delta, Dot, Fate, FieldKey, Incarnation, IncarnationTree, KeyspaceId, LedgerEntry, Lineage, Record, Region,
+    Seq, ShardId, Streams, Vector, write,
+};
+use parking_lot::RwLock;
+
+use crate::entry::StateChunk;
+use crate::log::LogPosition;
+use crate::overlay::{Item, Overlay};
+use crate::view::{View, ViewError};
+use crate::view_key::{LEDGER, RECORDS, ViewKey};
+
+/// Reading what is stored failed. The caller can do nothing but report it: the view has to be rebuilt.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    #[error(transparent)]
+    View(#[from] ViewError),
+    #[error("the log has given dot {0}, whose incarnation is not known here")]
+    UnknownIncarnation(Dot),
+}
+
+/// How many live records a keyspace has, and the sum of their digests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tally {
+    pub(crate) records: i64,
+    pub(crate) digest: u128,
+}
+
+impl Tally {
+    pub(crate) fn of(keyspace: KeyspaceId, key: &[u8], record: &Record) -> Tally {
+        Tally { records: i64::from(record.is_live()), digest: record.digest(keyspace, key) }
+    }
+
+    pub(crate) fn add(&mut self, other: Tally) {
+        self.records += other.records;
+        self.digest = self.digest.wrapping_add(other.digest);
+    }
+
+    fn minus(self, other: Tally) -> Tally {
+        Tally { records: self.records - other.records, digest: self.digest.wrapping_sub(other.digest) }
+    }
+}
+
+/// How far the counting of what was there at start has come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Census {
+    /// Keys at or below this one are counted; changes above it are not, the census will meet them.
+    Upto(Option<ViewKey>),
+    Done,
+}
+
+impl Census {
+    fn counts(&self, key: &ViewKey) -> bool {
+        match self {
+            Census::Done => true,
+            Census::Upto(frontier) => frontier.as_ref().is_some_and(|f| key <= f),
+        }
+    }
+}
+
+/// What becomes visible together with a batch's records.
+pub(crate) struct WithBatch {
+    tallies: Vec<(ViewKey, Tally)>,
+    streams: Vec<(KeyspaceId, Arc<Streams>)>,
+    seq: Seq,
+}
+
+pub(crate) struct Shard {
+    pub(crate) overlay: Overlay<WithBatch>,
+    pub(crate) streams: BTreeMap<KeyspaceId, Arc<Streams>>,
+    pub(crate) published: BTreeMap<KeyspaceId, Arc<Streams>>,
+    pub(crate) seq: Seq,
+    pub(crate) published_seq: Seq,
+    /// Losers whose ledger entry is open: asked at every write, so kept in memory.
+    pub(crate) open_losers: HashSet<(Dot, FieldKey)>,
+    pub(crate) census: Census,
+    pub(crate) tallies: BTreeMap<KeyspaceId, Tally>,
+}
+
+impl Shard {
+    fn new() -> Self {
+        Shard {
+            overlay: Overlay::new(),
+            streams: BTreeMap::new(),
+            published: BTreeMap::new(),
+            seq: 0,
+            published_seq: 0,
+            open_losers: HashSet::new(),
+            census: Census::Upto(None),
+            tallies: BTreeMap::new(),
+        }
+    }
+
+    pub(crate) fn publish(&mut self, durable: LogPosition) {
+        let Shard { overlay, published, published_seq, census, tallies, .. } = self;
+        overlay.publish(durable, |_, with: WithBatch| {
+            for (key, change) in with.tallies.into_iter().filter(|(key, _)| census.counts(key)) {
+                tallies.entry(key.keyspace()).or_default().add(change);
+            }
+            published.extend(with.streams);
+            *published_seq = with.seq;
+        });
+    }
+}
+
+pub(crate) struct Memory {
+    pub(crate) region: Region,
+    pub(crate) shards: Vec<RwLock<Shard>>,
+    pub(crate) tree: RwLock<Arc<IncarnationTree>>,
+    pub(crate) view: View,
+}
+
+impl Memory {
+    pub(crate) fn new(region: Region, shards: u32, view: View) -> Memory {
+        Memory {
+            region,
+            shards: (0..shards).map(|_| RwLock::new(Shard::new())).collect(),
+            tree: RwLock::new(Arc::new(IncarnationTree::new())),
+            view,
+        }
+    }
+
+    pub(crate) fn tree(&self) -> Arc<IncarnationTree> {
+        self.tree.read().clone()
+    }
+
+    pub(crate) fn shard(&self, shard: ShardId) -> &RwLock<Shard> {
+        &self.shards[shard.0 as usize]
+    }
+
+    pub(crate) fn shard_of(&self, keyspace: KeyspaceId, key: &[u8]) -> ShardId {
+        ShardId::of(keyspace, key, self.shards.len() as u32)
+    }
+
+    pub(crate) fn overlay_bytes(&self) -> usize {
+        self.shards.iter().map(|shard| shard.read().overlay.bytes()).sum()
+    }
+
+    /// What readers see of a key: the overlay's published item, else the view's.
+    pub(crate) fn visible(&self, shard: ShardId, key: &ViewKey) -> Result<Option<Arc<Record>>, ViewError> {
+        match self.shard(shard).read().overlay.visible(key) {
+            Some(Item::Record(record)) => return Ok(Some(record.clone())),
+            Some(Item::Gone) => return Ok(None),
+            Some(Item::Ledger(_)) | None => {}
+        }
+        self.view.record(key)
+    }
+
+    /// Published items of [start, end), in key order: the overlay laid over the view, up to `most` of them.
+    pub(crate) fn visible_range(
+        &self,
+        shard: ShardId,
+        start: &ViewKey,
+        end: &ViewKey,
+        most: usize,
+    ) -> Result<Rows, ViewError> {
+        // The overlay is copied first: what is drained in between is then met in both, and never in neither.
+        let above: Vec<(ViewKey, Item)> = {
+            let shard = self.shard(shard).read();
+            shard.overlay.range(start, end).take(most).map(|(k, i)| (k.clone(), i.clone())).collect()
+        };
+        lay_over(above, self.view.range(start, end), most)
+    }
+}
+
+/// Some rows of a range, and where to go on if there are more.
+pub(crate) struct Rows {
+    pub(crate) rows: Vec<(ViewKey, Item)>,
+    pub(crate) next: Option<ViewKey>,
+}
+
+fn lay_over(
+    above: Vec<(ViewKey, Item)>,
+    below: impl Iterator<Item = Result<(ViewKey, Item), ViewError>>,
+    most: usize,
+) -> Result<Rows, ViewError> {
+    let above_is_all = above.len() < most;
+    let (mut above, mut below) = (above.into_iter().peekable(), below.peekable());
+    let mut rows = Vec::new();
+    let mut last = None;
+    loop {
+        let from_above = match (above.peek(), below.peek()) {
+            (None, None) => return Ok(Rows { rows, next: None }),
+            // The overlay's copy was cut short: beyond its last key the view alone may be stale.
+            (None, Some(_)) if !above_is_all => break,
+            (None, Some(_)) => false,
+            (Some(_), None) => true,
+            (Some(_), Some(Err(_))) => false,
+            (Some((a, _)), Some(Ok((b, _)))) => {
+                let (above_first, same) = (a <= b, a == b);
+                if same {
+                    below.next();
+                }
+                above_first
+            }
+        };
+        let (key, item) = match from_above {
+            true => above.next().expect("peeked"),
+            false => below.next().expect("peeked")?,
+        };
+        last = Some(key.clone());
+        if !matches!(item, Item::Gone) {
+            rows.push((key, item));
+        }
+        if rows.len() == most {
+            break;
+        }
+    }
+    Ok(Rows { rows, next: last.as_ref().map(ViewKey::successor) })
+}
+
+/// A shard's state with some entries applied to it, none of which has taken effect yet.
+pub(crate) struct Workspace {
+    pub(crate) shard: ShardId,
+    changes: Vec<(ViewKey, Item)>,
+    at: HashMap<ViewKey, usize>,
+    tallies: BTreeMap<ViewKey, Tally>,
+    streams: BTreeMap<KeyspaceId, Streams>,
+    /// `true` opens a loser's entry, `false` closes it; in order.
+    losers: Vec<(Dot, FieldKey, bool)>,
+    pub(crate) seq: Seq,
+}
+
+impl Workspace {
+    pub(crate) fn new(memory: &Memory, shard: ShardId) -> Self {
+        Workspace {
+            shard,
+            changes: Vec::new(),
+            at: HashMap::new(),
+            tallies: BTreeMap::new(),
+            streams: BTreeMap::new(),
+            losers: Vec::new(),
+            seq: memory.shard(shard).read().seq,
+        }
+    }
+
+    pub(crate) fn streams<'a>(&'a mut self, memory: &Memory, keyspace: KeyspaceId) -> &'a mut Streams {
+        self.streams.entry(keyspace).or_insert_with(|| {
+            let shard = memory.shard(self.shard).read();
+            shard.streams.get(&keyspace).map(|s| Streams::clone(s)).unwrap_or_default()
+        })
+    }
+
+    pub(crate) fn record(&self, memory: &Memory, keyspace: KeyspaceId, key: &[u8]) -> Result<Arc<Record>, ReadError> {
+        match self.newest(memory, &ViewKey::record(keyspace, self.shard, key))? {
+            Some(Item::Record(record)) => Ok(record),
+            _ => Ok(Arc::default()),
+        }
+    }
+
+    fn newest(&self, memory: &Memory, key: &ViewKey) -> Result<Option<Item>, ReadError> {
+        if let Some(at) = self.at.get(key) {
+            return Ok(Some(self.changes[*at].1.clone()));
+        }
+        if let Some(item) = memory.shard(self.shard).read().overlay.newest(key) {
+            return Ok(Some(item.clone()));
+        }
+        Ok(match key.tree() {
+            LEDGER => memory.view.ledger_entry(key)?.map(Item::Ledger),
+            _ => memory.view.record(key)?.map(Item::Record),
+        })
+    }
+
+    fn change(&mut self, key: ViewKey, item: Item) {
+        match self.at.get(&key) {
+            Some(at) => self.changes[*at].1 = item,
+            None => {
+                self.at.insert(key.clone(), self.changes.len());
+                self.changes.push((key, item));
+            }
+        }
+    }
+
+    /// Applies an admitted delta: the region's own, or another's.
+    pub(crate) fn delta(
+        &mut self,
+        memory: &Memory,
+        tree: &IncarnationTree,
+        delta: &Delta,
+        own: bool,
+    ) -> Result<Arc<Record>, ReadError> {
+        let lineage = tree.shard(self.shard);
+        let origin = lineage.region(delta.dot.incarnation).ok_or(ReadError::UnknownIncarnation(delta.dot))?;
+        let record = match &delta.body {
+            Body::Statement(_) => Arc::default(),
+            Body::Write(w) => {
+                let current = self.record(memory, delta.keyspace, &w.key)?;
+                let site = Site { region: &memory.region, keyspace: delta.keyspace, hlc: delta.hlc, lineage };
+                let applied = write::apply(&w.key, &current, w, site);
+                self.settle(memory, delta.keyspace, &w.key, &current, applied, Some(delta.dot))?
+            }
+        };
+        self.streams(memory, delta.keyspace).absorb(origin, delta, own, lineage);
+        if own {
+            self.seq = delta.dot.seq;
+        }
+        Ok(record)
+    }
+
+    pub(crate) fn forget(&mut self, memory: &Memory, keyspace: KeyspaceId, key: &[u8]) -> Result<(), ReadError> {
+        let view_key = ViewKey::record(keyspace, self.shard, key);
+        // A tombstone counts for nothing, so that no tally changes. Replaying a forget over a record that lives again, as an
+        // older log over a newer view does, must not take it out: the deltas that follow in the log could not restore all of it.
+        if !self.record(memory, keyspace, key)?.is_live() {
+            self.change(view_key, Item::Gone);
+        }
+        Ok(())
+    }
+
+    /// Completes every key of the chunk's range that is here or listed.
+    pub(crate) fn state_chunk(
+        &mut self,
+        memory: &Memory,
+        tree: &IncarnationTree,
+        chunk: &StateChunk,
+    ) -> Result<(), ReadError> {
+        let lineage = tree.shard(self.shard);
+        let absorbed = chunk.absorbed.iter().fold(Vector::new(), |all, (_, v)| all.joined(v, lineage));
+        let listed: BTreeMap<&Bytes, &Record> = chunk.records.iter().map(|(key, record)| (key, record)).collect();
+        let mut keys = self.keys_here(memory, chunk)?;
+        keys.extend(chunk.records.iter().map(|(key, _)| key.clone()));
+        let nothing = Record::new();
+        let mut ledger: BTreeMap<&Bytes, Vec<LedgerEntry>> = BTreeMap::new();
+        for entry in &chunk.ledger {
+            ledger.entry(&entry.key).or_default().push(entry.clone());
+        }
+        for key in keys {
+            let current = self.record(memory, chunk.keyspace, &key)?;
+            let site = Site { region: &memory.region, keyspace: chunk.keyspace, hlc: chunk.taken_at, lineage };
+            let there = listed.get(&key).copied().unwrap_or(&nothing);
+            let applied = write::complete(&key, &current, &absorbed, there, site);
+            let after = self.settle(memory, chunk.keyspace, &key, &current, applied, None)?;
+            for entry in write::taken(&ledger.remove(&key).unwrap_or_default(), &current, &after, lineage) {
+                self.ledger(memory, entry)?;
+            }
+        }
+        // Entries of keys that nobody holds any more.
+        for entry in ledger.into_values().flatten() {
+            self.ledger(memory, entry)?;
+        }
+        Ok(())
+    }
+
+    /// Keys of the chunk's range that this region holds, unsynced ones included.
+    fn keys_here(&self, memory: &Memory, chunk: &StateChunk) -> Result<BTreeSet<Bytes>, ReadError> {
+        let start = ViewKey::record(chunk.keyspace, self.shard, &chunk.start);
+        let end = match &chunk.end {
+            Some(end) => ViewKey::record(chunk.keyspace, self.shard, end),
+            None => ViewKey::end(RECORDS, chunk.keyspace, self.shard),
+        };
+        let mut keys: BTreeSet<Bytes> = memory.shard(self.shard).read().overlay.newest_keys(&start, &end);
+        for row in memory.view.range(&start, &end) {
+            keys.insert(row?.0.user_key());
+        }
+        let changed = self.changes.iter().map(|(key, _)| key).filter(|key| (&start..&end).contains(key));
+        keys.extend(changed.map(ViewKey::user_key));
+        Ok(keys)
+    }
+
+    pub(crate) fn state_done(
+        &mut self,
+        memory: &Memory,
+        tree: &IncarnationTree,
+        keyspace: KeyspaceId,
+        cursors: &[(Region, Vector)],
+    ) {
+        let lineage = tree.shard(self.shard);
+        self.streams(memory, keyspace).advance(cursors, lineage);
+    }
+
+    fn settle(
+        &mut self,
+        memory: &Memory,
+        keyspace: KeyspaceId,
+        key: &Bytes,
+        before: &Record,
+        applied: Applied,
+        by: Option<Dot>,
+    ) -> Result<Arc<Record>, ReadError> {
+        for entry in applied.ledger {
+            self.ledger(memory, entry)?;
+        }
+        for (field, dot) in applied.covered {
+            if self.is_open(memory, dot, &field) {
+                self.supersede(memory, keyspace, key, field, dot, by)?;
+            }
+        }
+        let record = Arc::new(applied.record);
+        if *record != *before {
+            let view_key = ViewKey::record(keyspace, self.shard, key);
+            let change = Tally::of(keyspace, key, &record).minus(Tally::of(keyspace, key, before));
+            self.tallies.entry(view_key.clone()).or_default().add(change);
+            self.change(view_key, Item::Record(record.clone()));
+        }
+        Ok(record)
+    }
+
+    fn is_open(&self, memory: &Memory, dot: Dot, field: &FieldKey) -> bool {
+        let here = self.losers.iter().rev().find(|(d, f, _)| *d == dot && f == field);
+        match here {
+            Some((_, _, open)) => *open,
+            None => {
+                let shard = memory.shard(self.shard).read();
+                !shard.open_losers.is_empty() && shard.open_losers.contains(&(dot, field.clone()))
+            }
+        }
+    }
+
+    fn supersede(
+        &mut self,
+        memory: &Memory,
+        keyspace: KeyspaceId,
+        key: &Bytes,
+        field: FieldKey,
+        dot: Dot,
+        by: Option<Dot>,
+    ) -> Result<(), ReadError> {
+        let view_key = ViewKey::ledger(keyspace, self.shard, key, dot, &field);
+        let Some(Item::Ledger(entry)) = self.newest(memory, &view_key)? else { return Ok(()) };
+        let closed = LedgerEntry { fate: Fate::Superseded, covered_by: by, ..LedgerEntry::clone(&entry) };
+        self.ledger(memory, closed)
+    }
+
+    /// Merges an entry into the ledger.
+    fn ledger(&mut self, memory: &Memory, entry: LedgerEntry) -> Result<(), ReadError> {
+        let view_key = ViewKey::ledger(entry.keyspace, self.shard, &entry.key, entry.loser, &entry.field);
+        let mut merged = entry;
+        if let Some(Item::Ledger(known)) = self.newest(memory, &view_key)? {
+            merged.merge(&known);
+        }
+        self.losers.push((merged.loser, merged.field.clone(), merged.fate == Fate::Open));
+        self.change(view_key, Item::Ledger(Arc::new(merged)));
+        Ok(())
+    }
+
+    /// Lets it all take effect, at a log position; visible once the log is durable so far. The shard is locked by the caller.
+    pub(crate) fn stage(self, shard: &mut Shard, end: LogPosition) {
+        let streams: Vec<_> =
+            self.streams.into_iter().map(|(keyspace, streams)| (keyspace, Arc::new(streams))).collect();
+        shard.streams.extend(streams.iter().cloned());
+        shard.seq = self.seq;
+        for (dot, field, open) in self.losers {
+            match open {
+                true => shard.open_losers.insert((dot, field)),
+                false => shard.open_losers.remove(&(dot, field)),
+            };
+        }
+        let with = WithBatch { tallies: self.tallies.into_iter().collect(), streams, seq: self.seq };
+        shard.overlay.stage(end, self.changes, with);
+    }
+}
+
+/// Whether every incarnation that a delta or state names is known: it must not be applied before.
+pub(crate) fn all_known(
+    lineage: Lineage<'_>,
+    mut incarnations: impl Iterator<Item = Incarnation>,
+) -> Option<Incarnation> {
+    incarnations.find(|incarnation| !lineage.knows(*incarnation))
+}

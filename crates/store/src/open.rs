@@ -1,0 +1,384 @@
+//! Opening a data directory: from whatever a clean close, a crash or a power cut has left to a store that serves.
+//!
+//! ```text
+//! LOCK, FORMAT ─▶ VIEW trusted? ─yes─▶ reuse view-N ───────────────┐
+//!                       └─no─▶ view-N+1 from the newest checkpoint ─┴─▶ replay the log ─▶ own row, fsynced ─▶ serve
+//! ```
+//! The view is trusted after a clean close, or after a death of the process alone: same boot, same mount. After anything
+//! else its file may hold any subset of what was written, and it is built anew.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use isle_model::{Incarnation, IncarnationTree, Row, ShardId};
+use parking_lot::Mutex;
+
+use crate::batch::ShardWriter;
+use crate::checkpoint::{self, CheckpointError};
+use crate::codec::{self, DecodeError};
+use crate::disk::Disk;
+use crate::entry::Entry;
+use crate::log::{self, CommitLog, LogError, LogOptions, LogPosition};
+use crate::maintain::{Maintenance, VIEW_FILE};
+use crate::memory::{Memory, ReadError, Workspace};
+use crate::meta::{Meta, ViewMark};
+use crate::overlay::Item;
+use crate::store::{Store, StoreConfig};
+use crate::view::{View, ViewError, ViewPlace, directory_of};
+use crate::view_key::{LEDGER, ViewKey};
+
+const FORMAT_FILE: &str = "FORMAT";
+/// The version of everything in the data directory.
+const FORMAT: &str = "isle data directory, format 1\n";
+const LOCK_FILE: &str = "LOCK";
+/// While replaying, the overlay is drained whenever it has grown to this.
+const REPLAY_OVERLAY_BYTES: usize = 16 << 20;
+
+/// What tells a restart of the process from a restart of the machine or of the mount.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BootIdentity {
+    pub boot_id: String,
+    pub mount_id: String,
+}
+
+/// How far opening has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    LoadingCheckpoint { items: u64 },
+    ReplayingLog { bytes: u64, of: u64 },
+}
+
+/// What opening found and did.
+#[derive(Clone, Debug, Default)]
+pub struct RecoveryReport {
+    pub view_reused: bool,
+    /// Why the view was not reused, if there was one.
+    pub view_distrusted: Option<&'static str>,
+    pub checkpoint_items: u64,
+    pub entries_replayed: u64,
+    /// Torn writes cut from the end of the log. They were never acknowledged.
+    pub cuts: Vec<log::Cut>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("another process has the data directory open")]
+    Locked,
+    #[error("the data directory has format {found:?}, this program reads {FORMAT:?}; upgrade or use another directory")]
+    Format { found: String },
+    #[error("the data directory was made with {found} shards, the configuration says {asked}")]
+    Shards { found: usize, asked: u32 },
+    #[error("data directory: {0}")]
+    Io(#[from] std::io::Error),
+    #[error(transparent)]
+    Log(#[from] LogError),
+    #[error(transparent)]
+    View(#[from] ViewError),
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    #[error("the log's entry ending at {at} does not decode: {source}")]
+    Entry { at: LogPosition, source: DecodeError },
+    #[error("the log's entry ending at {at} cannot be applied: {source}")]
+    Apply { at: LogPosition, source: ReadError },
+    #[error("the configuration: {0}")]
+    Config(String),
+    #[error("the new incarnation cannot be noted: {0}")]
+    Row(String),
+}
+
+pub type Opened = (Arc<Store>, Vec<ShardWriter>, RecoveryReport);
+
+impl Store {
+    /// Opens a data directory as a new incarnation, which is durable when this returns.
+    pub fn open(
+        config: StoreConfig,
+        disk: Arc<dyn Disk>,
+        place: ViewPlace,
+        boot: BootIdentity,
+        incarnation: Incarnation,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Opened, OpenError> {
+        let faults = config.faults();
+        if !faults.is_empty() {
+            return Err(OpenError::Config(faults.join("; ")));
+        }
+        let lock = lock(&place)?;
+        check_format(disk.as_ref())?;
+        let mut report = RecoveryReport::default();
+        let start = choose_view(&config, disk.as_ref(), &place, &boot, &mut report, progress)?;
+        if start.mark.meta.last_seqs.len() != config.shards as usize {
+            return Err(OpenError::Shards { found: start.mark.meta.last_seqs.len(), asked: config.shards });
+        }
+        let mut replay = Replay::new(&config, start.view, &start.mark.meta);
+        let options = LogOptions {
+            segment_bytes: config.segment_bytes as u32,
+            replay_from: start.mark.meta.position,
+            known_durable: start.mark.meta.position,
+            recent_bytes: config.tail_ring_bytes,
+            ..LogOptions::new(incarnation.0)
+        };
+        let mut replayed = |at: log::Progress| progress(Progress::ReplayingLog { bytes: at.done, of: at.total });
+        let (log, found) = CommitLog::open(disk.clone(), &options, |entry| replay.take(entry), &mut replayed)?;
+        report.entries_replayed = replay.entries;
+        report.cuts = found.cuts;
+        let (memory, row) = replay.finish(log.durable())?;
+        let published = AtomicU64::new(log.durable().0);
+        let store = Arc::new(Store {
+            memory,
+            disk,
+            incarnation,
+            publishing: Mutex::new(()),
+            published,
+            maintenance: Mutex::new(Maintenance::new(&start.mark, start.checkpoint)),
+            sync_thread: OnceLock::new(),
+            short_of_space: AtomicBool::new(false),
+            _lock: lock,
+            config,
+            log,
+        });
+        store.begin_incarnation(row)?;
+        let writers = (0..store.config.shards).map(|s| ShardWriter::new(store.clone(), ShardId(s))).collect();
+        Ok((store, writers, report))
+    }
+
+    /// Notes the own row and fsyncs it: no dot of this incarnation exists before.
+    fn begin_incarnation(&self, row: Row) -> Result<(), OpenError> {
+        self.learn_rows([(self.incarnation, row)]).map_err(|error| OpenError::Row(error.to_string()))?;
+        self.sync().map_err(|error| OpenError::Row(error.to_string()))?;
+        Ok(())
+    }
+}
+
+/// Takes the lock of a real directory. The operating system lets go of it when the process ends, however it ends.
+fn lock(place: &ViewPlace) -> Result<Option<std::fs::File>, OpenError> {
+    let ViewPlace::Directory(root) = place else { return Ok(None) };
+    let file = std::fs::File::options().create(true).truncate(false).write(true).open(root.join(LOCK_FILE))?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(file)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(OpenError::Locked),
+        Err(errno) => Err(OpenError::Io(errno.into())),
+    }
+}
+
+fn check_format(disk: &dyn Disk) -> Result<(), OpenError> {
+    if !disk.exists(FORMAT_FILE)? {
+        disk.write_atomic(FORMAT_FILE, FORMAT.as_bytes())?;
+        return Ok(());
+    }
+    let found = String::from_utf8_lossy(&disk.read(FORMAT_FILE)?).into_owned();
+    if found == FORMAT { Ok(()) } else { Err(OpenError::Format { found }) }
+}
+
+/// The view that recovery starts from, and what it holds.
+struct Start {
+    view: View,
+    mark: ViewMark,
+    checkpoint: LogPosition,
+}
+
+fn choose_view(
+    config: &StoreConfig,
+    disk: &dyn Disk,
+    place: &ViewPlace,
+    boot: &BootIdentity,
+    report: &mut RecoveryReport,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Start, OpenError> {
+    let checkpoint = checkpoint::list(disk)?.last().copied();
+    let old = read_mark(disk)?;
+    let generation = old.as_ref().map_or(0, |mark| mark.generation);
+    if let Some(mut mark) = old {
+        match distrust(&mark, place, boot) {
+            None => match View::open(place, generation, config.view_cache_bytes) {
+                Ok(view) => {
+                    report.view_reused = true;
+                    mark.clean = false;
+                    mark.boot_id = boot.boot_id.clone();
+                    mark.mount_id = boot.mount_id.clone();
+                    // From here on the view is written: the clean mark must not outlive this.
+                    disk.write_atomic(VIEW_FILE, &codec::encode_view_mark(&mark))?;
+                    return Ok(Start { view, mark, checkpoint: checkpoint.unwrap_or_default() });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the view does not open and is built anew");
+                    report.view_distrusted = Some("it does not open");
+                }
+            },
+            why => report.view_distrusted = why,
+        }
+    }
+    let generation = generation + 1;
+    remove_views(place)?;
+    let view = View::open(place, generation, config.view_cache_bytes)?;
+    let meta = match checkpoint {
+        None => Meta::empty(config.shards),
+        Some(position) => checkpoint::load(disk, position, |key, item| {
+            report.checkpoint_items += 1;
+            if report.checkpoint_items.is_multiple_of(10_000) {
+                progress(Progress::LoadingCheckpoint { items: report.checkpoint_items });
+            }
+            view.put(&key, &item).map_err(OpenError::from)
+        })?,
+    };
+    // The new generation is marked at the checkpoint's position only once it is flushed: maintenance does so.
+    let mark =
+        ViewMark { generation, boot_id: boot.boot_id.clone(), mount_id: boot.mount_id.clone(), clean: false, meta };
+    view.flush()?;
+    disk.write_atomic(VIEW_FILE, &codec::encode_view_mark(&mark))?;
+    Ok(Start { view, mark, checkpoint: checkpoint.unwrap_or_default() })
+}
+
+/// The view's mark. One that does not decode is as good as none: the view is built anew.
+fn read_mark(disk: &dyn Disk) -> Result<Option<ViewMark>, OpenError> {
+    if !disk.exists(VIEW_FILE)? {
+        return Ok(None);
+    }
+    let bytes = disk.read(VIEW_FILE)?;
+    match codec::decode_view_mark(Bytes::from(bytes)) {
+        Ok(mark) => Ok(Some(mark)),
+        Err(error) => {
+            tracing::warn!(%error, "the view's mark does not decode; the view is built anew");
+            Ok(None)
+        }
+    }
+}
+
+/// Why a view may not be trusted; `None` if it may.
+fn distrust(mark: &ViewMark, place: &ViewPlace, boot: &BootIdentity) -> Option<&'static str> {
+    let ViewPlace::Directory(root) = place else { return Some("it was temporary") };
+    if !directory_of(root, mark.generation).join("db").exists() {
+        return Some("its directory is gone");
+    }
+    match (mark.clean, mark.boot_id == boot.boot_id, mark.mount_id == boot.mount_id) {
+        (true, ..) | (_, true, true) => None,
+        (_, false, _) => Some("the machine was restarted without a clean close"),
+        (_, _, false) => Some("the file system was mounted anew without a clean close"),
+    }
+}
+
+/// Removes every generation: called before a new one is built.
+fn remove_views(place: &ViewPlace) -> Result<(), OpenError> {
+    let ViewPlace::Directory(root) = place else { return Ok(()) };
+    for entry in std::fs::read_dir(root)? {
+        let path = entry?.path();
+        if is_view(&path) {
+            std::fs::remove_dir_all(path)?;
+        }
+    }
+    Ok(())
+}
+
+fn is_view(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    name.strip_prefix("view-").is_some_and(|n| n.parse::<u64>().is_ok())
+}
+
+/// The log applied, entry by entry, by the code that live commits use.
+struct Replay {
+    memory: Memory,
+    tree: IncarnationTree,
+    last_incarnation: Option<Incarnation>,
+    entries: u64,
+}
+
+impl Replay {
+    fn new(config: &StoreConfig, view: View, meta: &Meta) -> Replay {
+        let memory = Memory::new(config.region.clone(), config.shards, view);
+        for (at, shard) in memory.shards.iter().enumerate() {
+            shard.write().seq = meta.last_seqs[at];
+        }
+        for ((keyspace, shard), streams) in &meta.streams {
+            let mut shard = memory.shard(*shard).write();
+            shard.streams.insert(*keyspace, Arc::new(streams.clone()));
+            shard.published.insert(*keyspace, Arc::new(streams.clone()));
+        }
+        for row in memory.view.range(&ViewKey::first(LEDGER), &ViewKey::last(LEDGER)) {
+            // An entry that does not decode is met again where it is read, and reported there.
+            let Ok((_, Item::Ledger(entry))) = row else { continue };
+            if entry.fate == isle_model::Fate::Open {
+                let shard = memory.shard_of(entry.keyspace, &entry.key);
+                memory.shard(shard).write().open_losers.insert((entry.loser, entry.field.clone()));
+            }
+        }
+        Replay { memory, tree: meta.tree.clone(), last_incarnation: meta.last_incarnation, entries: 0 }
+    }
+
+    fn take(&mut self, logged: log::Entry) -> Result<(), OpenError> {
+        let (end, writer) = (logged.end, Incarnation(logged.incarnation));
+        let entry = codec::decode_entry(logged.payload).map_err(|source| OpenError::Entry { at: end, source })?;
+        self.entries += 1;
+        if let Entry::Rows(rows) = entry {
+            return self.learn(writer, rows);
+        }
+        self.apply(end, writer, entry).map_err(|source| OpenError::Apply { at: end, source })?;
+        if self.memory.overlay_bytes() > REPLAY_OVERLAY_BYTES {
+            self.drain()?;
+        }
+        Ok(())
+    }
+
+    fn learn(&mut self, writer: Incarnation, rows: Vec<(Incarnation, Row)>) -> Result<(), OpenError> {
+        for (incarnation, row) in rows {
+            let new = self.tree.insert(incarnation, row).map_err(|conflict| OpenError::Row(conflict.to_string()))?;
+            // The writer's own row opens its incarnation: its dots count from one again.
+            if incarnation == writer && (new || self.last_incarnation != Some(incarnation)) {
+                self.last_incarnation = Some(incarnation);
+                self.memory.shards.iter().for_each(|shard| shard.write().seq = 0);
+            }
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, end: LogPosition, writer: Incarnation, entry: Entry) -> Result<(), ReadError> {
+        let memory = &self.memory;
+        let shard = match &entry {
+            Entry::Rows(_) => return Ok(()),
+            Entry::Delta(delta) => delta.shard,
+            Entry::Forget { shard, .. } | Entry::StateDone { shard, .. } => *shard,
+            Entry::StateChunk(chunk) => chunk.shard,
+        };
+        let mut work = Workspace::new(memory, shard);
+        match &entry {
+            Entry::Rows(_) => {}
+            Entry::Delta(delta) => {
+                work.delta(memory, &self.tree, delta, delta.dot.incarnation == writer)?;
+            }
+            Entry::Forget { keyspace, key, .. } => work.forget(memory, *keyspace, key)?,
+            Entry::StateChunk(chunk) => work.state_chunk(memory, &self.tree, chunk)?,
+            Entry::StateDone { keyspace, cursors, .. } => work.state_done(memory, &self.tree, *keyspace, cursors),
+        }
+        let mut shard = memory.shard(shard).write();
+        work.stage(&mut shard, end);
+        shard.publish(end);
+        Ok(())
+    }
+
+    fn drain(&mut self) -> Result<(), ViewError> {
+        for shard in &self.memory.shards {
+            let mut shard = shard.write();
+            let items = shard.overlay.next_to_drain(None, usize::MAX);
+            for (key, item) in &items {
+                self.memory.view.put(key, item)?;
+            }
+            shard.overlay.drained(&items);
+        }
+        Ok(())
+    }
+
+    /// The memory, and the row of the incarnation that starts now.
+    fn finish(self, durable: LogPosition) -> Result<(Memory, Row), OpenError> {
+        let mut left_at = Vec::new();
+        for shard in &self.memory.shards {
+            let mut shard = shard.write();
+            shard.publish(durable);
+            left_at.push(shard.seq);
+            shard.seq = 0;
+            shard.published_seq = 0;
+        }
+        let row = Row { region: self.memory.region.clone(), parent: self.last_incarnation, left_at };
+        *self.memory.tree.write() = Arc::new(self.tree);
+        Ok((self.memory, row))
+    }
+}

@@ -1,0 +1,549 @@
+//! One node's storage: the commit log in front, the shards' memory behind it, the view and the checkpoints behind that.
+//!
+//! ```text
+//! Batch::commit ─▶ log.append ─▶ stage            sync() ─▶ fdatasync ─▶ publish ─▶ readers, tails, acks
+//!                                                 maintain() ─▶ drain ─▶ view ─▶ VIEW mark, checkpoint ─▶ trim
+//! ```
+//! The law it keeps: nothing is visible, shipped or acknowledged before the log holds it durably.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+
+use bytes::Bytes;
+use isle_model::{
+    Incarnation, IncarnationTree, KeyspaceId, LedgerEntry, Record, Region, Row, RowConflict, ShardId, Streams,
+};
+use parking_lot::Mutex;
+
+use crate::batch::Unsynced;
+use crate::codec;
+use crate::disk::Disk;
+use crate::entry::{Entry, StateChunk};
+use crate::log::{AppendError, CommitLog, LogPosition, SyncError};
+use crate::maintain::Maintenance;
+use crate::memory::{Census, Memory, ReadError, Rows, Workspace};
+use crate::meta::Meta;
+use crate::overlay::Item;
+use crate::sync_thread::SyncThread;
+use crate::view_key::{RECORDS, ViewKey};
+
+/// How one node stores. All sizes are in bytes.
+#[derive(Clone, Debug)]
+pub struct StoreConfig {
+    pub region: Region,
+    pub shards: u32,
+    /// Size of a commit log segment. Bigger ones rotate less; the last one is preallocated whole.
+    pub segment_bytes: u64,
+    /// The newest records held in memory over the view. Writers wait when it is full.
+    pub overlay_bytes_max: usize,
+    /// From how many bytes on the overlay is drained at once; below, it is drained when there is time.
+    pub overlay_drain_bytes: usize,
+    /// sled's page cache.
+    pub view_cache_bytes: u64,
+    /// A checkpoint is due after so much log; the log before it can then be trimmed.
+    pub checkpoint_log_bytes: u64,
+    /// The view is flushed after so much log: what a restart replays.
+    pub flush_log_bytes: u64,
+    /// Recent log kept in memory for the streams to peers.
+    pub tail_ring_bytes: usize,
+    /// Writes are refused while the disk has less free space than this, so that neither log nor view ever hits its end.
+    pub disk_reserve_bytes: u64,
+}
+
+impl Default for StoreConfig {
+    fn default() -> Self {
+        StoreConfig {
+            region: Region::new("local"),
+            shards: isle_model::limits::SHARDS_DEFAULT,
+            segment_bytes: 64 << 20,
+            overlay_bytes_max: 256 << 20,
+            overlay_drain_bytes: 32 << 20,
+            view_cache_bytes: 64 << 20,
+            checkpoint_log_bytes: 256 << 20,
+            flush_log_bytes: 64 << 20,
+            tail_ring_bytes: 8 << 20,
+            disk_reserve_bytes: 64 << 20,
+        }
+    }
+}
+
+impl StoreConfig {
+    /// Every fault of the configuration, in words; empty if there is none.
+    pub fn faults(&self) -> Vec<String> {
+        let mut out = Vec::new();
+        let mut check = |sound: bool, fault: &str| {
+            if !sound {
+                out.push(fault.to_owned());
+            }
+        };
+        check((1..=isle_model::limits::SHARDS_MAX).contains(&self.shards), "shards must be 1 to 256");
+        check((1 << 16..=1 << 31).contains(&self.segment_bytes), "segment_bytes must be 64 KiB to 2 GiB");
+        check(self.overlay_bytes_max >= 1 << 20, "overlay_bytes_max must be at least 1 MiB");
+        check(
+            self.overlay_drain_bytes <= self.overlay_bytes_max / 2,
+            "overlay_drain_bytes must be at most half of overlay_bytes_max",
+        );
+        check(self.checkpoint_log_bytes >= self.segment_bytes, "checkpoint_log_bytes must be at least one segment");
+        out
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum RowsError {
+    #[error(transparent)]
+    Conflict(#[from] RowConflict),
+    #[error(transparent)]
+    Append(#[from] AppendError),
+}
+
+/// What the log has after a position.
+#[derive(Debug, Default)]
+pub struct Tail {
+    pub items: Vec<LogItem>,
+    /// Read on from here.
+    pub upto: LogPosition,
+}
+
+/// A delta as the log holds it, ready to be shipped.
+#[derive(Clone, Debug)]
+pub struct LogItem {
+    pub end: LogPosition,
+    /// Issued by the incarnation that logged it; otherwise it is another region's, or one of the own come back.
+    pub own: bool,
+    pub head: crate::entry::DeltaHead,
+    pub encoded: Bytes,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum TailError {
+    #[error("the log is trimmed up to {oldest}")]
+    Trimmed { oldest: LogPosition },
+    #[error(transparent)]
+    Log(crate::log::ReadError),
+    #[error("a log entry does not decode: {0}")]
+    Decode(#[from] codec::DecodeError),
+}
+
+/// Some live records of a keyspace, in key order over all shards.
+#[derive(Clone, Debug, Default)]
+pub struct Page {
+    pub rows: Vec<(Bytes, Arc<Record>)>,
+    /// The key to go on from; `None` at the end.
+    pub next: Option<Bytes>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyspaceStats {
+    pub id: KeyspaceId,
+    pub records: u64,
+    /// `None` until what was there at start has been counted.
+    pub digest: Option<u128>,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct Stats {
+    pub keyspaces: Vec<KeyspaceStats>,
+    /// Losers that are still live siblings.
+    pub conflicts_open: u64,
+    pub log_bytes: u64,
+    pub overlay_bytes: u64,
+    pub view_bytes: u64,
+    pub checkpoint_position: LogPosition,
+    pub view_position: LogPosition,
+    /// Why the view cannot be written any more, if so.
+    pub view_failed: Option<String>,
+}
+
+pub struct Store {
+    pub(crate) config: StoreConfig,
+    pub(crate) memory: Memory,
+    pub(crate) log: CommitLog,
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) incarnation: Incarnation,
+    /// Held while published state is changed or copied as a whole.
+    pub(crate) publishing: Mutex<()>,
+    pub(crate) published: AtomicU64,
+    pub(crate) maintenance: Mutex<Maintenance>,
+    pub(crate) sync_thread: OnceLock<Weak<SyncThread>>,
+    /// Free space is below the reserve: writes are refused until it is not.
+    pub(crate) short_of_space: AtomicBool,
+    pub(crate) _lock: Option<std::fs::File>,
+}
+
+impl Store {
+    pub fn region(&self) -> &Region {
+        &self.memory.region
+    }
+
+    pub fn incarnation(&self) -> Incarnation {
+        self.incarnation
+    }
+
+    pub fn config(&self) -> &StoreConfig {
+        &self.config
+    }
+
+    pub fn tree(&self) -> Arc<IncarnationTree> {
+        self.memory.tree()
+    }
+
+    /// Notes rows of other regions. They are in the log before anything that uses them, and so durable before it.
+    pub fn learn_rows(&self, rows: impl IntoIterator<Item = (Incarnation, Row)>) -> Result<(), RowsError> {
+        let mut tree = self.memory.tree.write();
+        let mut grown = IncarnationTree::clone(&tree);
+        let mut new = Vec::new();
+        for (incarnation, row) in rows {
+            if grown.insert(incarnation, row.clone())? {
+                new.push((incarnation, row));
+            }
+        }
+        if new.is_empty() {
+            return Ok(());
+        }
+        let end = self.log.append(&[codec::encode_entry(&Entry::Rows(new))])?.end;
+        *tree = Arc::new(grown);
+        drop(tree);
+        self.wake_sync(end);
+        Ok(())
+    }
+
+    pub(crate) fn commit(&self, work: Workspace, payloads: &[Bytes]) -> Result<Unsynced, AppendError> {
+        if payloads.is_empty() {
+            return Ok(Unsynced { end: self.log.appended() });
+        }
+        if self.short_of_space.load(Ordering::Relaxed) {
+            return Err(AppendError::DiskFull);
+        }
+        // The shard stays locked from the append to the staging, so that no publication passes in between and misses it.
+        let mut shard = self.memory.shard(work.shard).write();
+        let end = self.log.append(payloads)?.end;
+        work.stage(&mut shard, end);
+        drop(shard);
+        self.wake_sync(end);
+        Ok(Unsynced { end })
+    }
+
+    fn wake_sync(&self, end: LogPosition) {
+        if let Some(thread) = self.sync_thread.get().and_then(Weak::upgrade) {
+            thread.appended(end);
+        }
+    }
+
+    pub fn appended(&self) -> LogPosition {
+        self.log.appended()
+    }
+
+    pub fn durable(&self) -> LogPosition {
+        self.log.durable()
+    }
+
+    /// Fsyncs what is appended, and only then lets it be seen.
+    pub fn sync(&self) -> Result<LogPosition, SyncError> {
+        let durable = self.log.sync()?;
+        self.publish(durable);
+        Ok(durable)
+    }
+
+    pub(crate) fn publish(&self, durable: LogPosition) {
+        let _publishing = self.publishing.lock();
+        for shard in &self.memory.shards {
+            shard.write().publish(durable);
+        }
+        self.published.fetch_max(durable.0, Ordering::AcqRel);
+    }
+
+    /// Why writes have stopped for good, if they have.
+    pub fn is_poisoned(&self) -> Option<String> {
+        self.log.poisoned()
+    }
+
+    /// Whether writers should wait for the overlay to be drained.
+    pub fn overlay_full(&self) -> bool {
+        self.memory.overlay_bytes() >= self.config.overlay_bytes_max
+    }
+
+    pub fn get(&self, keyspace: KeyspaceId, key: &[u8]) -> Result<Option<Arc<Record>>, ReadError> {
+        let shard = self.memory.shard_of(keyspace, key);
+        Ok(self.memory.visible(shard, &ViewKey::record(keyspace, shard, key))?)
+    }
+
+    /// Live records of [start, end), at most `limit` of them and about `bytes_max` bytes. Not a snapshot.
+    pub fn scan(
+        &self,
+        keyspace: KeyspaceId,
+        start: &[u8],
+        end: Option<&[u8]>,
+        limit: usize,
+        bytes_max: usize,
+    ) -> Result<Page, ReadError> {
+        let mut cursors: Vec<ShardCursor> =
+            (0..self.config.shards).map(|s| ShardCursor::new(keyspace, ShardId(s), start, end)).collect();
+        let (mut page, mut bytes) = (Page::default(), 0);
+        loop {
+            for cursor in &mut cursors {
+                cursor.fill(&self.memory, limit.clamp(1, 256))?;
+            }
+            let Some(first) =
+                (0..cursors.len()).filter(|i| cursors[*i].peek().is_some()).min_by_key(|i| cursors[*i].peek())
+            else {
+                return Ok(page);
+            };
+            let Some((key, record)) = cursors[first].rows.pop() else { return Ok(page) };
+            if page.rows.len() >= limit || (bytes >= bytes_max && !page.rows.is_empty()) {
+                page.next = Some(key);
+                return Ok(page);
+            }
+            bytes += key.len() + record.size();
+            page.rows.push((key, record));
+        }
+    }
+
+    /// The newest cursors of a keyspace's shard, unsynced batches included.
+    pub fn streams(&self, keyspace: KeyspaceId, shard: ShardId) -> Streams {
+        let shard = self.memory.shard(shard).read();
+        shard.streams.get(&keyspace).map(|s| Streams::clone(s)).unwrap_or_default()
+    }
+
+    /// The cursors as of the durable mark: what may be acknowledged.
+    pub fn durable_streams(&self, keyspace: KeyspaceId, shard: ShardId) -> Streams {
+        let shard = self.memory.shard(shard).read();
+        shard.published.get(&keyspace).map(|s| Streams::clone(s)).unwrap_or_default()
+    }
+
+    /// All durable cursors.
+    pub fn all_streams(&self) -> Vec<((KeyspaceId, ShardId), Arc<Streams>)> {
+        let mut out = Vec::new();
+        for (at, shard) in self.memory.shards.iter().enumerate() {
+            let shard = shard.read();
+            out.extend(shard.published.iter().map(|(ks, streams)| ((*ks, ShardId(at as u32)), streams.clone())));
+        }
+        out.sort_by_key(|(stream, _)| *stream);
+        out
+    }
+
+    /// Deltas of the log after a position, durable ones only, about `bytes_max` of them.
+    pub fn tail(&self, after: LogPosition, bytes_max: usize) -> Result<Tail, TailError> {
+        let read = self.log.read(after, bytes_max).map_err(|error| match error {
+            crate::log::ReadError::Trimmed { oldest } => TailError::Trimmed { oldest },
+            other => TailError::Log(other),
+        })?;
+        let mut tail = Tail { items: Vec::new(), upto: after };
+        for entry in read {
+            tail.upto = entry.end;
+            if let Some((head, encoded)) = codec::delta_of_entry(&entry.payload)? {
+                let own = head.dot.incarnation.0 == entry.incarnation;
+                tail.items.push(LogItem { end: entry.end, own, head, encoded });
+            }
+        }
+        Ok(tail)
+    }
+
+    pub fn oldest(&self) -> LogPosition {
+        self.log.oldest()
+    }
+
+    pub fn log_bytes(&self) -> u64 {
+        self.log.bytes()
+    }
+
+    pub fn log_bytes_between(&self, from: LogPosition, to: LogPosition) -> u64 {
+        self.log.bytes_between(from, to)
+    }
+
+    /// A complete state of the keys from `start` on, about `bytes_max` of it.
+    pub fn state_chunk(
+        &self,
+        keyspace: KeyspaceId,
+        shard: ShardId,
+        start: &[u8],
+        bytes_max: usize,
+    ) -> Result<StateChunk, ReadError> {
+        // The vector is taken before the read: what comes in between is then in the state, and only not yet in the vector.
+        let absorbed = self.durable_streams(keyspace, shard).applied().clone().into_iter().collect();
+        let end = ViewKey::end(RECORDS, keyspace, shard);
+        let (mut records, mut bytes) = (Vec::new(), 0);
+        let mut from = Some(ViewKey::record(keyspace, shard, start));
+        'fill: while let Some(at) = from.take() {
+            let Rows { rows, next } = self.memory.visible_range(shard, &at, &end, 256)?;
+            from = next;
+            for (key, item) in rows {
+                if bytes >= bytes_max {
+                    from = Some(key);
+                    break 'fill;
+                }
+                if let Item::Record(record) = item {
+                    bytes += key.0.len() + record.size();
+                    records.push((key.user_key(), Record::clone(&record)));
+                }
+            }
+        }
+        let end_key = from.map(|key| key.user_key());
+        let ledger = self.ledger_range(keyspace, shard, start, end_key.as_deref())?;
+        Ok(StateChunk {
+            keyspace,
+            shard,
+            start: Bytes::copy_from_slice(start),
+            end: end_key,
+            absorbed,
+            records,
+            ledger,
+            taken_at: isle_model::Hlc::default(),
+        })
+    }
+
+    fn ledger_range(
+        &self,
+        keyspace: KeyspaceId,
+        shard: ShardId,
+        start: &[u8],
+        end: Option<&[u8]>,
+    ) -> Result<Vec<LedgerEntry>, ReadError> {
+        let mut from = Some(ViewKey::ledger_from(keyspace, shard, start));
+        let end = match end {
+            Some(end) => ViewKey::ledger_from(keyspace, shard, end),
+            None => ViewKey::end(crate::view_key::LEDGER, keyspace, shard),
+        };
+        let mut out = Vec::new();
+        while let Some(at) = from {
+            let Rows { rows, next } = self.memory.visible_range(shard, &at, &end, 256)?;
+            out.extend(rows.into_iter().filter_map(|(_, item)| match item {
+                Item::Ledger(entry) => Some(LedgerEntry::clone(&entry)),
+                _ => None,
+            }));
+            from = next;
+        }
+        Ok(out)
+    }
+
+    /// Ledger entries of a keyspace, shard after shard, at most `limit`.
+    pub fn ledger(&self, keyspace: KeyspaceId, limit: usize) -> Result<Vec<LedgerEntry>, ReadError> {
+        let mut out = Vec::new();
+        for shard in 0..self.config.shards {
+            out.extend(self.ledger_range(keyspace, ShardId(shard), &[], None)?);
+            if out.len() >= limit {
+                break;
+            }
+        }
+        out.truncate(limit);
+        Ok(out)
+    }
+
+    /// Tombstones that the view holds, after a key, in key order.
+    pub fn tombstones(
+        &self,
+        keyspace: KeyspaceId,
+        shard: ShardId,
+        after: &[u8],
+        limit: usize,
+    ) -> Result<Vec<(Bytes, Arc<Record>)>, ReadError> {
+        let from = ViewKey::record(keyspace, shard, after);
+        let keys = self.memory.view.tombstones(&from, &ViewKey::end(RECORDS, keyspace, shard), limit)?;
+        let mut out = Vec::new();
+        for key in keys {
+            let record = self.memory.visible(shard, &key)?.unwrap_or_default();
+            out.push((key.user_key(), record));
+        }
+        Ok(out)
+    }
+
+    /// Trims the log below a position, but never above what the view and the checkpoint can do without.
+    pub fn trim(&self, below: LogPosition) -> std::io::Result<()> {
+        let (view, checkpoint) = {
+            let maintenance = self.maintenance.lock();
+            (maintenance.view_position, maintenance.checkpoint_position)
+        };
+        self.log.trim(below.min(view).min(checkpoint))
+    }
+
+    pub fn stats(&self) -> Stats {
+        let mut tallies: std::collections::BTreeMap<KeyspaceId, crate::memory::Tally> = Default::default();
+        let (mut conflicts_open, mut counted) = (0, true);
+        for shard in &self.memory.shards {
+            let shard = shard.read();
+            conflicts_open += shard.open_losers.len() as u64;
+            counted &= shard.census == Census::Done;
+            for (keyspace, tally) in &shard.tallies {
+                tallies.entry(*keyspace).or_default().add(*tally);
+            }
+        }
+        let keyspaces = tallies
+            .into_iter()
+            .map(|(id, tally)| KeyspaceStats {
+                id,
+                records: tally.records.max(0) as u64,
+                digest: counted.then_some(tally.digest),
+            })
+            .collect();
+        let maintenance = self.maintenance.lock();
+        Stats {
+            keyspaces,
+            conflicts_open,
+            log_bytes: self.log.bytes(),
+            overlay_bytes: self.memory.overlay_bytes() as u64,
+            view_bytes: self.memory.view.bytes(),
+            checkpoint_position: maintenance.checkpoint_position,
+            view_position: maintenance.view_position,
+            view_failed: maintenance.view_failed.clone(),
+        }
+    }
+
+    /// Whether everything that was there at start has been counted: before, `digest` is `None`.
+    pub fn is_counted(&self) -> bool {
+        self.memory.shards.iter().all(|shard| shard.read().census == Census::Done)
+    }
+
+    /// What a replay from the published mark needs: everything as of that mark, at one moment.
+    pub(crate) fn published_meta(&self) -> Meta {
+        let _publishing = self.publishing.lock();
+        let mut streams = std::collections::BTreeMap::new();
+        let mut last_seqs = Vec::new();
+        for (at, shard) in self.memory.shards.iter().enumerate() {
+            let shard = shard.read();
+            last_seqs.push(shard.published_seq);
+            streams.extend(shard.published.iter().map(|(ks, s)| ((*ks, ShardId(at as u32)), Streams::clone(s))));
+        }
+        Meta {
+            position: LogPosition(self.published.load(Ordering::Acquire)),
+            tree: IncarnationTree::clone(&self.tree()),
+            last_incarnation: Some(self.incarnation),
+            last_seqs,
+            streams,
+        }
+    }
+}
+
+/// A scan's place in one shard: rows read ahead, in reverse, so that the next is popped.
+struct ShardCursor {
+    shard: ShardId,
+    next: Option<ViewKey>,
+    end: ViewKey,
+    rows: Vec<(Bytes, Arc<Record>)>,
+}
+
+impl ShardCursor {
+    fn new(keyspace: KeyspaceId, shard: ShardId, start: &[u8], end: Option<&[u8]>) -> Self {
+        let end = match end {
+            Some(end) => ViewKey::record(keyspace, shard, end),
+            None => ViewKey::end(RECORDS, keyspace, shard),
+        };
+        ShardCursor { shard, next: Some(ViewKey::record(keyspace, shard, start)), end, rows: Vec::new() }
+    }
+
+    fn peek(&self) -> Option<&Bytes> {
+        self.rows.last().map(|(key, _)| key)
+    }
+
+    fn fill(&mut self, memory: &Memory, most: usize) -> Result<(), ReadError> {
+        while self.rows.is_empty() {
+            let Some(at) = self.next.take() else { return Ok(()) };
+            let Rows { rows, next } = memory.visible_range(self.shard, &at, &self.end, most)?;
+            self.next = next;
+            let live = rows.into_iter().rev().filter_map(|(key, item)| match item {
+                Item::Record(record) if record.is_live() => Some((key.user_key(), record)),
+                _ => None,
+            });
+            self.rows.extend(live);
+        }
+        Ok(())
+    }
+}

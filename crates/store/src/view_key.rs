@@ -1,0 +1,147 @@
+//! Keys of the view. Order is what they are for: a keyspace's shard is one range, and a ledger entry sorts by its key.
+//!
+//! ```text
+//! records, tombstones   keyspace u64 BE | shard u32 BE | key
+//! ledger                keyspace u64 BE | shard u32 BE | key, escaped | 00 00 | loser's incarnation, seq (u64 BE) | kind | field name
+//! ```
+//! The escape writes a zero byte as 00 FF, so that no key is a prefix of another's entries.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use isle_model::{Dot, FieldKey, KeyspaceId, ShardId};
+
+const PREFIX: usize = 12;
+
+/// A key of the view, with the tree it belongs to in front: what the overlay is sorted by.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct ViewKey(pub(crate) Bytes);
+
+pub(crate) const RECORDS: u8 = 1;
+pub(crate) const LEDGER: u8 = 2;
+
+impl ViewKey {
+    pub(crate) fn record(keyspace: KeyspaceId, shard: ShardId, key: &[u8]) -> ViewKey {
+        let mut out = start(RECORDS, keyspace, shard, key.len());
+        out.put_slice(key);
+        ViewKey(out.freeze())
+    }
+
+    pub(crate) fn ledger(keyspace: KeyspaceId, shard: ShardId, key: &[u8], loser: Dot, field: &FieldKey) -> ViewKey {
+        let mut out = start(LEDGER, keyspace, shard, key.len() + 32);
+        escape(&mut out, key);
+        out.put_u16(0);
+        out.put_u64(loser.incarnation.0);
+        out.put_u64(loser.seq);
+        out.put_u8(field.kind as u8);
+        out.put_slice(field.name.as_str().as_bytes());
+        ViewKey(out.freeze())
+    }
+
+    /// Where the ledger entries of keys at or above `key` begin.
+    pub(crate) fn ledger_from(keyspace: KeyspaceId, shard: ShardId, key: &[u8]) -> ViewKey {
+        let mut out = start(LEDGER, keyspace, shard, key.len());
+        escape(&mut out, key);
+        ViewKey(out.freeze())
+    }
+
+    /// The first key after every key of this keyspace and shard in this tree.
+    pub(crate) fn end(tree: u8, keyspace: KeyspaceId, shard: ShardId) -> ViewKey {
+        match shard.0.checked_add(1) {
+            Some(next) => ViewKey(start(tree, keyspace, ShardId(next), 0).freeze()),
+            None => ViewKey(start(tree, KeyspaceId(keyspace.0 + 1), ShardId(0), 0).freeze()),
+        }
+    }
+
+    /// Below every key of a tree.
+    pub(crate) fn first(tree: u8) -> ViewKey {
+        ViewKey::from_tree(tree, &[])
+    }
+
+    /// Above every key of a tree: keyspace ids are given out from below and never reach the highest.
+    pub(crate) fn last(tree: u8) -> ViewKey {
+        ViewKey::from_tree(tree, &[0xff; PREFIX])
+    }
+
+    /// The smallest key after this one.
+    pub(crate) fn successor(&self) -> ViewKey {
+        ViewKey::from_tree(self.tree(), &[self.in_tree(), &[0]].concat())
+    }
+
+    pub(crate) fn tree(&self) -> u8 {
+        self.0[0]
+    }
+
+    /// The key within its tree, as sled holds it.
+    pub(crate) fn in_tree(&self) -> &[u8] {
+        &self.0[1..]
+    }
+
+    pub(crate) fn from_tree(tree: u8, key: &[u8]) -> ViewKey {
+        let mut out = BytesMut::with_capacity(1 + key.len());
+        out.put_u8(tree);
+        out.put_slice(key);
+        ViewKey(out.freeze())
+    }
+
+    /// A key that was stored whole; `None` where it is none of ours.
+    pub(crate) fn from_stored(bytes: Bytes) -> Option<ViewKey> {
+        let sound = matches!(bytes.first(), Some(&(RECORDS | LEDGER))) && bytes.len() > 1 + PREFIX;
+        sound.then_some(ViewKey(bytes))
+    }
+
+    pub(crate) fn keyspace(&self) -> KeyspaceId {
+        let bytes: [u8; 8] = self.0[1..9].try_into().expect("a view key starts with tree, keyspace and shard");
+        KeyspaceId(u64::from_be_bytes(bytes))
+    }
+
+    /// The user's key of a record.
+    pub(crate) fn user_key(&self) -> Bytes {
+        debug_assert_eq!(self.tree(), RECORDS);
+        self.0.slice(1 + PREFIX..)
+    }
+}
+
+fn start(tree: u8, keyspace: KeyspaceId, shard: ShardId, more: usize) -> BytesMut {
+    let mut out = BytesMut::with_capacity(1 + PREFIX + more);
+    out.put_u8(tree);
+    out.put_u64(keyspace.0);
+    out.put_u32(shard.0);
+    out
+}
+
+fn escape(out: &mut BytesMut, key: &[u8]) {
+    for &byte in key {
+        out.put_u8(byte);
+        if byte == 0 {
+            out.put_u8(0xff);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use isle_model::Incarnation;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn ledger_keys_sort_by_their_users_keys(a: Vec<u8>, b: Vec<u8>, seq_a: u64, seq_b: u64) {
+            let of = |key: &[u8], seq| {
+                ViewKey::ledger(KeyspaceId(7), ShardId(1), key, Dot::new(Incarnation(9), seq), &FieldKey::value("f"))
+            };
+            if a != b {
+                prop_assert_eq!(a.cmp(&b), of(&a, seq_a).cmp(&of(&b, seq_b)));
+            }
+            prop_assert!(of(&a, seq_a) >= ViewKey::ledger_from(KeyspaceId(7), ShardId(1), &a));
+            prop_assert!(of(&a, seq_a) < ViewKey::end(LEDGER, KeyspaceId(7), ShardId(1)));
+        }
+
+        #[test]
+        fn record_keys_give_back_what_they_were_made_of(keyspace: u64, shard: u32, key: Vec<u8>) {
+            let made = ViewKey::record(KeyspaceId(keyspace), ShardId(shard), &key);
+            prop_assert_eq!(made.keyspace(), KeyspaceId(keyspace));
+            prop_assert_eq!(made.user_key().as_ref(), &key[..]);
+            prop_assert_eq!(ViewKey::from_tree(RECORDS, made.in_tree()), made);
+        }
+    }
+}
