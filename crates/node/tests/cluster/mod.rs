@@ -1,0 +1,285 @@
+//! A cluster in one process: real nodes and stores, disks in memory, links of channels that can be cut. Time is tokio's own,
+//! paused, so that a test waits for conditions and never for the clock.
+#![allow(clippy::unwrap_used, dead_code)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use isle_model::{FieldName, Incarnation, KeyspaceId, Mutation, Region, ShardId, TokenKey, Value};
+use isle_node::peer::{
+    Connector, FetchReply, FetchRequest, Hello, Peer, PeerError, StateReply, StateRequest, ToReceiver, ToSender,
+};
+use isle_node::{
+    Clock, Consistency, GetRequest, Node, NodeConfig, NodeError, Parts, PeerConfig, PreconditionAsked, RequestContext,
+    SyncDriver, WriteReply, WriteRequest,
+};
+use isle_store::disk::{Crash, MemoryDisk};
+use isle_store::{BootIdentity, Store, StoreConfig, ViewPlace};
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+pub const KEYSPACE: KeyspaceId = KeyspaceId(1);
+pub const SHARDS: u32 = 2;
+
+struct TestClock(Instant);
+
+impl Clock for TestClock {
+    fn wall_ms(&self) -> u64 {
+        1_700_000_000_000 + self.0.elapsed().as_millis() as u64
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.0.elapsed()
+    }
+}
+
+type Pair = (String, String);
+
+fn pair(a: &str, b: &str) -> Pair {
+    if a < b { (a.to_owned(), b.to_owned()) } else { (b.to_owned(), a.to_owned()) }
+}
+
+#[derive(Clone)]
+struct Network {
+    nodes: Arc<Mutex<BTreeMap<String, Weak<Node>>>>,
+    cuts: Arc<watch::Sender<BTreeSet<Pair>>>,
+}
+
+struct Dialler {
+    network: Network,
+    from: String,
+}
+
+struct Line {
+    network: Network,
+    ends: Pair,
+    to: String,
+    cuts: watch::Receiver<BTreeSet<Pair>>,
+}
+
+fn unreachable() -> PeerError {
+    PeerError::Unreachable { reason: "the link is cut".to_owned() }
+}
+
+impl Line {
+    fn node(&self) -> Result<Arc<Node>, PeerError> {
+        if self.cuts.borrow().contains(&self.ends) {
+            return Err(unreachable());
+        }
+        self.network.nodes.lock().get(&self.to).and_then(Weak::upgrade).ok_or_else(unreachable)
+    }
+
+    fn cut(&self) -> impl Future<Output = ()> + Send + 'static {
+        let (mut cuts, ends) = (self.cuts.clone(), self.ends.clone());
+        async move {
+            let _ = cuts.wait_for(|cuts| cuts.contains(&ends)).await;
+        }
+    }
+}
+
+#[async_trait]
+impl Connector for Dialler {
+    async fn connect(&self, peer: &PeerConfig) -> Result<Arc<dyn Peer>, PeerError> {
+        let to = peer.region.as_str().to_owned();
+        let ends = pair(&self.from, &to);
+        let line = Line { network: self.network.clone(), ends, to, cuts: self.network.cuts.subscribe() };
+        line.node()?;
+        Ok(Arc::new(line))
+    }
+}
+
+#[async_trait]
+impl Peer for Line {
+    async fn subscribe(
+        &self,
+        hello: Hello,
+        outgoing: mpsc::Receiver<ToSender>,
+    ) -> Result<BoxStream<'static, Result<ToReceiver, PeerError>>, PeerError> {
+        let words = futures::stream::unfold(outgoing, |mut outgoing| async move {
+            outgoing.recv().await.map(|word| (Ok(word), outgoing))
+        });
+        let messages = self.node()?.subscribe(hello, words.take_until(Box::pin(self.cut())).boxed())?;
+        Ok(messages.take_until(Box::pin(self.cut())).boxed())
+    }
+
+    async fn fetch(&self, request: FetchRequest) -> Result<FetchReply, PeerError> {
+        self.node()?.serve_fetch(request).await
+    }
+
+    async fn state(&self, request: StateRequest) -> Result<StateReply, PeerError> {
+        self.node()?.serve_state(request).await
+    }
+}
+
+pub struct Cluster {
+    network: Network,
+    pub disks: BTreeMap<String, MemoryDisk>,
+    pub nodes: BTreeMap<String, Arc<Node>>,
+    regions: Vec<String>,
+    starts: u64,
+    origin: Instant,
+    /// Changed before nodes are started.
+    pub tune: fn(&mut NodeConfig, &mut StoreConfig),
+}
+
+impl Cluster {
+    pub fn new(regions: &[&str]) -> Self {
+        Self::tuned(regions, |_, _| {})
+    }
+
+    pub fn tuned(regions: &[&str], tune: fn(&mut NodeConfig, &mut StoreConfig)) -> Self {
+        let network = Network { nodes: Arc::default(), cuts: Arc::new(watch::Sender::new(BTreeSet::new())) };
+        let regions: Vec<String> = regions.iter().map(|region| (*region).to_owned()).collect();
+        let disks = regions.iter().map(|region| (region.clone(), MemoryDisk::new())).collect();
+        let (nodes, starts, origin) = (BTreeMap::new(), 0, Instant::now());
+        let mut cluster = Cluster { network, disks, nodes, regions: regions.clone(), starts, origin, tune };
+        regions.iter().for_each(|region| cluster.start(region));
+        cluster
+    }
+
+    pub fn start(&mut self, region: &str) {
+        self.starts += 1;
+        let mut config = NodeConfig {
+            region: Region::new(region),
+            shards: SHARDS,
+            token_key: TokenKey::new([7; 32]),
+            peers: self
+                .regions
+                .iter()
+                .filter(|other| *other != region)
+                .map(|other| PeerConfig { region: Region::new(other), endpoint: other.clone() })
+                .collect(),
+            ..NodeConfig::default()
+        };
+        let mut storage = StoreConfig {
+            region: Region::new(region),
+            shards: SHARDS,
+            segment_bytes: 256 << 10,
+            checkpoint_log_bytes: 256 << 10,
+            flush_log_bytes: 256 << 10,
+            overlay_bytes_max: 8 << 20,
+            overlay_drain_bytes: 64 << 10,
+            disk_reserve_bytes: 0,
+            ..StoreConfig::default()
+        };
+        (self.tune)(&mut config, &mut storage);
+        let boot = BootIdentity { boot_id: format!("boot {}", self.starts), mount_id: String::new() };
+        let (store, writers, _) = Store::open(
+            storage,
+            Arc::new(self.disks[region].clone()),
+            ViewPlace::Temporary,
+            boot,
+            Incarnation(1000 + self.starts),
+            &mut |_| {},
+        )
+        .unwrap();
+        let connector = Arc::new(Dialler { network: self.network.clone(), from: region.to_owned() });
+        let clock = Arc::new(TestClock(self.origin));
+        let parts = Parts { store, writers, clock, connector, seed: self.starts, sync: SyncDriver::Task };
+        let node = Node::start(config, parts).unwrap();
+        self.network.nodes.lock().insert(region.to_owned(), Arc::downgrade(&node));
+        self.nodes.insert(region.to_owned(), node);
+    }
+
+    /// Power loss: exactly what was synced stays. The node's tasks are gone with it.
+    pub fn crash(&mut self, region: &str) {
+        let disk = self.disks[region].crash(Crash::KeepSynced, &mut |_| 0);
+        self.network.nodes.lock().remove(region);
+        self.nodes.remove(region);
+        self.disks.insert(region.to_owned(), disk);
+    }
+
+    pub fn cut(&self, a: &str, b: &str) {
+        self.network.cuts.send_modify(|cuts| {
+            cuts.insert(pair(a, b));
+        });
+    }
+
+    pub fn heal(&self) {
+        self.network.cuts.send_replace(BTreeSet::new());
+    }
+
+    pub fn node(&self, region: &str) -> &Arc<Node> {
+        &self.nodes[region]
+    }
+
+    pub async fn put(&self, region: &str, key: &str, value: &str) -> Result<WriteReply, NodeError> {
+        put(self.node(region), key, value).await
+    }
+
+    pub async fn get(&self, region: &str, key: &str) -> Option<String> {
+        let request = GetRequest {
+            keyspace: "default".to_owned(),
+            key: Bytes::copy_from_slice(key.as_bytes()),
+            consistency: Consistency::Eventual,
+        };
+        let reply = self.node(region).get(&RequestContext::default(), request).await.unwrap();
+        let reading = reply.reading?;
+        let (_, siblings) = reading.values.first()?;
+        Some(String::from_utf8(siblings[0].value.bytes.to_vec()).unwrap())
+    }
+
+    /// Waits until all regions have one digest, known and equal, and at least `records` records.
+    pub async fn converge(&self, records: u64) {
+        until("the regions agree", || {
+            let all: Vec<_> = self.nodes.values().map(|node| node.status()).collect();
+            all.iter().all(|s| s.digest.is_some() && s.digest == all[0].digest && s.records == records)
+        })
+        .await;
+    }
+
+    pub async fn shutdown(self) {
+        for node in self.nodes.values() {
+            node.shutdown().await;
+        }
+    }
+}
+
+pub fn write_request(key: &str, mutation: Mutation) -> WriteRequest {
+    WriteRequest {
+        keyspace: "default".to_owned(),
+        key: Bytes::copy_from_slice(key.as_bytes()),
+        mutation,
+        precondition: PreconditionAsked::None,
+        context: None,
+        request_id: String::new(),
+    }
+}
+
+pub fn put_of(value: &str) -> Mutation {
+    Mutation::Put { value: Value::string(value) }
+}
+
+pub async fn put(node: &Node, key: &str, value: &str) -> Result<WriteReply, NodeError> {
+    node.write(&RequestContext::default(), write_request(key, put_of(value))).await
+}
+
+pub async fn increment(node: &Node, key: &str, amount: i64) -> Result<WriteReply, NodeError> {
+    let mutation = Mutation::Increment { field: FieldName::new("n"), amount };
+    node.write(&RequestContext::default(), write_request(key, mutation)).await
+}
+
+pub async fn delete(node: &Node, key: &str) -> Result<WriteReply, NodeError> {
+    node.write(&RequestContext::default(), write_request(key, Mutation::Delete)).await
+}
+
+/// Records of a region that are not live any more and not yet forgotten.
+pub fn tombstones(node: &Node) -> usize {
+    let count = |shard| node.store().tombstones(KEYSPACE, ShardId(shard), b"", 1000).unwrap().len();
+    (0..SHARDS).map(count).sum()
+}
+
+/// Waits for a condition, in simulated time.
+pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while !holds() {
+        assert!(Instant::now() < deadline, "not within two minutes: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
