@@ -58,9 +58,16 @@ struct Directory {
     since: Vec<Names>,
 }
 
+/// What a sync of a file replaced.
+#[derive(Clone)]
+struct Replaced {
+    len: u64,
+    sectors: Vec<(u64, Option<Sector>)>,
+}
+
 #[derive(Clone)]
 enum Undo {
-    File { id: FileId, len: u64, sectors: Vec<(u64, Option<Sector>)> },
+    File { id: FileId, replaced: Replaced },
     Directory { path: String, names: Names },
 }
 
@@ -217,18 +224,17 @@ impl Inode {
         self.dirty.extend(self.now.clear_beyond_end());
     }
 
-    /// Returns what the sync replaced: the durable length and the durable sectors.
-    fn sync(&mut self) -> Option<(u64, Vec<(u64, Option<Sector>)>)> {
+    fn sync(&mut self) -> Option<Replaced> {
         if self.dirty.is_empty() && self.now.len == self.synced.len {
             return None;
         }
         let len = std::mem::replace(&mut self.synced.len, self.now.len);
-        let mut replaced = Vec::with_capacity(self.dirty.len());
+        let mut sectors = Vec::with_capacity(self.dirty.len());
         for sector in std::mem::take(&mut self.dirty) {
-            replaced.push((sector, self.synced.sectors.get(&sector).cloned()));
+            sectors.push((sector, self.synced.sectors.get(&sector).cloned()));
             self.synced.set(sector, self.now.sectors.get(&sector).cloned());
         }
-        Some((len, replaced))
+        Some(Replaced { len, sectors })
     }
 
     fn keep_some(&mut self, random: &mut dyn FnMut(u64) -> u64) {
@@ -259,10 +265,10 @@ impl State {
     fn take_back(&mut self, syncs: usize) {
         for _ in 0..syncs {
             match self.undo.pop_back() {
-                Some(Undo::File { id, len, sectors }) => {
+                Some(Undo::File { id, replaced }) => {
                     let Some(inode) = self.files.get_mut(&id) else { continue };
-                    inode.synced.len = len;
-                    for (sector, data) in sectors {
+                    inode.synced.len = replaced.len;
+                    for (sector, data) in replaced.sectors {
                         inode.synced.set(sector, data);
                     }
                 }
@@ -492,8 +498,8 @@ impl MemoryFile {
     fn sync(&self, state: &mut State) -> io::Result<()> {
         state.begin_sync()?;
         let id = self.id;
-        if let Some((len, sectors)) = state.inode_mut(id).sync() {
-            state.remember(Undo::File { id, len, sectors });
+        if let Some(replaced) = state.inode_mut(id).sync() {
+            state.remember(Undo::File { id, replaced });
         }
         Ok(())
     }

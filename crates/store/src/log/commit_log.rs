@@ -24,6 +24,8 @@ use crate::disk::{Disk, is_full};
 /// The most that one append may take in the log.
 const BATCH_BYTES_MAX: usize = 256 << 20;
 const PAGE: u32 = 4096;
+/// A batch's buffer is kept for the next one, unless it has grown beyond this.
+const SCRATCH_BYTES_KEPT: usize = 4 << 20;
 
 #[derive(Clone, Debug)]
 pub struct LogOptions {
@@ -361,6 +363,9 @@ impl CommitLog {
         written.map_err(|error| AppendError::Failed { reason: self.fail(&error).reason })?;
         current.offset += scratch.len() as u32;
         current.segment.set_end(current.offset);
+        if scratch.capacity() > SCRATCH_BYTES_KEPT {
+            *scratch = Vec::new();
+        }
         tail.noted = note.durable;
         tail.end = LogPosition::new(current.segment.number(), current.offset);
         Ok(self.publish(tail, entries))

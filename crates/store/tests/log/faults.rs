@@ -33,6 +33,20 @@ fn a_full_disk_refuses_and_goes_on_when_there_is_space() {
 }
 
 #[test]
+fn an_entry_leaves_room_for_the_note_that_follows_it() {
+    let disk = MemoryDisk::new();
+    let log = open(&disk, 1).log;
+    disk.set_capacity(Some(disk.used()));
+    let room = LogOptions::SEGMENT_BYTES_MIN - HEADER - NOTE - 8;
+    assert_eq!(log.append(&[payload(room as usize, 1)]).unwrap_err(), AppendError::DiskFull);
+    let end = log.append(&[payload((room - NOTE) as usize, 1)]).unwrap().end;
+    assert_eq!(log.note_idle().unwrap(), at(1, LogOptions::SEGMENT_BYTES_MIN));
+    assert_eq!(end.offset() + NOTE, LogOptions::SEGMENT_BYTES_MIN);
+    log.close().unwrap();
+    assert_eq!(open(&disk, 2).entries.len(), 1);
+}
+
+#[test]
 fn a_log_opens_on_a_full_disk_for_reading() {
     let disk = MemoryDisk::new();
     let log = open(&disk, 1).log;
