@@ -9,6 +9,7 @@ use cluster::{Cluster, KEYSPACE, delete, increment, put, tombstones, until};
 use isle_model::{Fate, Region};
 use isle_node::{LinkState, NodeError, NodeState};
 use isle_store::disk::Crash;
+use tokio::time::Instant;
 
 const THREE: [&str; 3] = ["a", "b", "c"];
 
@@ -221,13 +222,15 @@ async fn a_restored_disk_is_completed_before_it_serves() {
     cluster.crash("a");
     cluster.disks.insert("a".to_owned(), backup);
     cluster.start("a");
-    let mut refused = false;
-    until("a serves again", || {
-        let state = cluster.node("a").status().state;
-        refused |= state == NodeState::Completing;
-        refused && state == NodeState::Serving
-    })
-    .await;
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while cluster.node("a").status().state != NodeState::Completing {
+        assert!(Instant::now() < deadline, "a never finds out that it is behind");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(cluster.put("a", "key", "x").await, Err(NodeError::Completing));
+    until("a serves again", || cluster.node("a").status().state == NodeState::Serving).await;
+    let taken: u64 = cluster.node("a").counters().peers().values().map(|p| p.state_chunks_in.get()).sum();
+    assert!(taken > 0, "a must have taken a state");
     cluster.converge(61).await;
     assert_eq!(cluster.get("a", "deleted").await, None);
     // It goes on as the one line of its region.

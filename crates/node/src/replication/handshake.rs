@@ -63,7 +63,7 @@ pub(crate) fn meet(shared: &Shared, hello: &Hello, dialled: Option<&Region>) -> 
     }
     let owed = owed_by(shared, hello);
     if !owed.is_empty() {
-        tracing::warn!(peer = %hello.region, streams = owed.len(), "this region's disk is behind what it once stated");
+        tracing::warn!(peer = %hello.region, streams = owed.len(), "this region's disk is behind what it once had");
         shared.repair.notify_one();
     }
     let is_complete = is_complete(shared, hello);
@@ -123,15 +123,19 @@ fn own_end_exceeded(shared: &Shared, hello: &Hello) -> Option<String> {
     })
 }
 
-/// What the peer heard this region state that its disk does not hold any more.
+/// What this region's disk does not hold any more, though the peer heard it stated, or has it of this region's own streams.
 fn owed_by(shared: &Shared, hello: &Hello) -> Owed {
     let tree = shared.store.tree();
+    let own = hello
+        .cursors
+        .iter()
+        .map(|(keyspace, shard, vector)| ((*keyspace, *shard), vec![(shared.me().clone(), vector.clone())]));
+    let stated = hello.stated.iter().map(|(keyspace, shard, stated)| ((*keyspace, *shard), stated.clone()));
     let mut owed = Owed::new();
-    for (keyspace, shard, stated) in &hello.stated {
-        if shared.queue(*shard).is_some()
-            && shared.store.streams(*keyspace, *shard).is_behind(stated, tree.shard(*shard))
-        {
-            owed.insert((*keyspace, *shard), stated.clone());
+    for (stream, had) in own.chain(stated) {
+        let known = shared.queue(stream.1).is_some();
+        if known && shared.store.streams(stream.0, stream.1).is_behind(&had, tree.shard(stream.1)) {
+            owed.entry(stream).or_default().extend(had);
         }
     }
     owed

@@ -64,7 +64,10 @@ impl Inbound {
 
     fn note_down(&self, why: &PeerError) {
         let Some(slot) = self.shared.peers.get(&self.peer.region) else { return };
-        *slot.handle.lock() = None;
+        // A peer that does not take this incarnation's streams yet still answers for states: by them it is completed.
+        if !matches!(why, PeerError::NotReady { .. }) {
+            *slot.handle.lock() = None;
+        }
         let mut link = slot.link.lock();
         if link.inbound {
             tracing::info!(peer = %self.peer.region, error = %why, "the link to the peer is down");
