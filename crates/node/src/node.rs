@@ -455,8 +455,9 @@ impl Node {
     /// How old what is read here may be, by the peer that was heard last of all; `None` until all were heard.
     fn staleness(&self) -> Option<Duration> {
         let now = self.shared.now();
-        let ages = self.shared.peers.values().map(|slot| slot.link.lock().fresh_as_of.map(|at| now.saturating_sub(at)));
-        ages.fold(Some(Duration::ZERO), |oldest, age| Some(oldest?.max(age?)))
+        let mut ages =
+            self.shared.peers.values().map(|slot| slot.link.lock().fresh_as_of.map(|at| now.saturating_sub(at)));
+        ages.try_fold(Duration::ZERO, |oldest, age| Some(oldest.max(age?)))
     }
 
     /// The sending side of a peer's subscription.

@@ -163,6 +163,8 @@ impl Shared {
     }
 
     /// Runs work on the storage that may take long.
+    // Only a node with threads comes to it: a simulation carries the work out in place.
+    #[allow(clippy::disallowed_methods)]
     pub(crate) async fn off_loop<T: Send + 'static>(
         self: &Arc<Self>,
         work: impl FnOnce(&Shared) -> T + Send + 'static,

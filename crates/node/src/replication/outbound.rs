@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use isle_model::{Incarnation, KeyspaceId, Region, Row, ShardId, Streams, Vector};
+use isle_model::{Incarnation, KeyspaceId, Region, Row, ShardId, Streams, Vector, planted};
 use isle_store::{LogItem, LogPosition, TailError};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -374,7 +374,8 @@ impl Outbound {
         if sent.covers(head.dot, lineage) {
             return Offer::Skip;
         }
-        if head.prev.is_some_and(|prev| !sent.covers(prev, lineage)) {
+        let is_gap = head.prev.is_some_and(|prev| !sent.covers(prev, lineage));
+        if is_gap && !planted::is(planted::Bug::SkipGap) {
             return Offer::Broken(stream);
         }
         sent.add(head.dot, lineage);

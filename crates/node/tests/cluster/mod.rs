@@ -2,6 +2,8 @@
 //! paused, so that a test waits for conditions and never for the clock.
 #![allow(clippy::unwrap_used, dead_code)]
 
+pub mod chaos;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
