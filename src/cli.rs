@@ -12,6 +12,7 @@ mod patch;
 mod put;
 mod scan;
 mod serve;
+mod signals;
 mod status;
 mod value;
 mod write_flags;

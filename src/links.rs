@@ -70,6 +70,11 @@ impl Links {
         self.change(a, b, one_way, |gate| *gate = Gate { cut: false, delay })
     }
 
+    pub fn heal_all(&self) {
+        let open = Gate { cut: false, delay: self.delay };
+        self.gates.values().for_each(|gate| _ = gate.send_replace(open));
+    }
+
     /// Every byte from `a` to `b` takes this long.
     pub fn slow(&self, a: &str, b: &str, one_way: bool, delay: Duration) -> Result<(), LinkError> {
         self.change(a, b, one_way, |gate| gate.delay = delay)

@@ -9,16 +9,16 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use isle_node::{NodeError, PeerError};
+use isle_node::NodeError;
+use isle_node::peer::PeerError;
+use isle_proto::v1::{self, ErrorReason as Reason};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
-
-pub const DOMAIN: &str = "isle.v1";
 
 /// One row of the table.
 struct Row {
     code: Code,
-    reason: &'static str,
+    reason: Reason,
     facts: Vec<(&'static str, String)>,
     retry_after: Option<Duration>,
     /// The request's field at fault.
@@ -28,7 +28,7 @@ struct Row {
 }
 
 impl Row {
-    fn new(code: Code, reason: &'static str) -> Row {
+    fn new(code: Code, reason: Reason) -> Row {
         Row { code, reason, facts: Vec::new(), retry_after: None, field: None, quota: None }
     }
 
@@ -40,6 +40,10 @@ impl Row {
     fn retry_after(mut self, after: Duration) -> Row {
         self.retry_after = Some(after);
         self
+    }
+
+    fn retry_if_unavailable(self) -> Row {
+        if self.code == Code::Unavailable { self.retry_after(Duration::from_secs(1)) } else { self }
     }
 
     fn field(mut self, field: &'static str) -> Row {
@@ -54,7 +58,7 @@ impl Row {
 
     fn status(self, message: String) -> Status {
         let facts: HashMap<String, String> = self.facts.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
-        let mut details = ErrorDetails::with_error_info(self.reason, DOMAIN, facts);
+        let mut details = ErrorDetails::with_error_info(self.reason.as_str_name(), v1::ERROR_DOMAIN, facts);
         if let Some(after) = self.retry_after {
             details.set_retry_info(Some(after));
         }
@@ -74,79 +78,124 @@ pub fn of_node(error: &NodeError) -> Status {
 
 fn row_of_node(error: &NodeError) -> Row {
     match error {
-        NodeError::BadField { field, .. } => Row::new(Code::InvalidArgument, "BAD_FIELD").field(field),
-        NodeError::BadToken { field, .. } => Row::new(Code::InvalidArgument, "BAD_TOKEN").field(field),
+        NodeError::BadField { field, .. } | NodeError::BadToken { field, .. } => {
+            Row::new(Code::InvalidArgument, Reason::InvalidField).field(field)
+        }
         NodeError::UnknownKeyspace { name, .. } => {
-            Row::new(Code::NotFound, "KEYSPACE_UNKNOWN").fact("keyspace", name).field("keyspace")
+            Row::new(Code::NotFound, Reason::KeyspaceNotFound).fact("keyspace", name)
         }
         NodeError::VersionMismatch { current } => {
-            Row::new(Code::Aborted, "VERSION_MISMATCH").fact("current_version", BASE64.encode(current))
+            Row::new(Code::Aborted, Reason::VersionMismatch).fact("version", BASE64.encode(current))
         }
         NodeError::KeyExists { current } => {
-            Row::new(Code::AlreadyExists, "KEY_EXISTS").fact("current_version", BASE64.encode(current))
+            Row::new(Code::AlreadyExists, Reason::KeyExists).fact("version", BASE64.encode(current))
         }
-        NodeError::WrongKind { name, .. } => {
-            Row::new(Code::FailedPrecondition, "WRONG_KIND").fact("field", name.as_str())
-        }
-        NodeError::SessionNotReached { incarnation } => Row::new(Code::Unavailable, "SESSION_NOT_REACHED")
+        NodeError::WrongKind { name, there, .. } => Row::new(Code::FailedPrecondition, Reason::WrongKind)
+            .fact("field", name.as_str())
+            .fact("kind", kind_name(*there)),
+        NodeError::SessionNotReached { incarnation } => Row::new(Code::Unavailable, Reason::SessionNotReached)
             .fact("incarnation", incarnation)
             .retry_after(Duration::from_millis(100)),
         NodeError::Overloaded { what, retry_after } => {
-            Row::new(Code::ResourceExhausted, "QUEUE_FULL").quota(what).retry_after(*retry_after)
+            Row::new(Code::ResourceExhausted, Reason::QueueFull).quota(what).retry_after(*retry_after)
         }
         NodeError::DiskFull { retry_after } => {
-            Row::new(Code::ResourceExhausted, "DISK_FULL").quota("disk").retry_after(*retry_after)
+            Row::new(Code::ResourceExhausted, Reason::DiskFull).quota("disk").retry_after(*retry_after)
         }
-        NodeError::DeadlineExpired => Row::new(Code::DeadlineExceeded, "DEADLINE_EXPIRED"),
-        NodeError::OutcomeUnknown { .. } => Row::new(Code::Unknown, "OUTCOME_UNKNOWN"),
-        NodeError::WritesStopped { .. } => Row::new(Code::Unavailable, "WRITES_STOPPED"),
-        NodeError::Stopped { .. } => Row::new(Code::Unavailable, "STOPPED"),
-        NodeError::Completing => Row::new(Code::Unavailable, "COMPLETING").retry_after(Duration::from_secs(1)),
-        NodeError::Unimplemented { .. } => Row::new(Code::Unimplemented, "UNIMPLEMENTED"),
-        NodeError::ReadFailed { .. } => Row::new(Code::DataLoss, "CHECKSUM_MISMATCH"),
+        NodeError::DeadlineExpired => Row::new(Code::DeadlineExceeded, Reason::DeadlineExpired),
+        NodeError::OutcomeUnknown { .. } => Row::new(Code::Unknown, Reason::OutcomeUnknown),
+        NodeError::WritesStopped { reason } => Row::new(Code::Unavailable, Reason::WritesStopped).fact("cause", reason),
+        NodeError::Stopped { .. } => Row::new(Code::Unavailable, Reason::NotServing)
+            .fact("state", "DRAINING")
+            .retry_after(Duration::from_secs(1)),
+        NodeError::Completing => Row::new(Code::Unavailable, Reason::NotServing)
+            .fact("state", "COMPLETING")
+            .retry_after(Duration::from_secs(1)),
+        NodeError::Unimplemented { what } => Row::new(Code::Unimplemented, Reason::NotServed).fact("field", what),
+        NodeError::ReadFailed { .. } => Row::new(Code::DataLoss, Reason::ChecksumMismatch).fact("where", "storage"),
+    }
+}
+
+fn kind_name(kind: isle_model::Kind) -> &'static str {
+    match kind {
+        isle_model::Kind::Value => "value",
+        isle_model::Kind::Counter => "counter",
+        isle_model::Kind::Home => "home",
+    }
+}
+
+/// What went wrong with one item of a batch, where the call itself is fine.
+pub fn item_of_node(error: &NodeError) -> v1::ItemError {
+    item_of(&of_node(error))
+}
+
+/// The same facts as in a status that this table made.
+pub fn item_of(status: &Status) -> v1::ItemError {
+    let info = status.get_details_error_info();
+    let violation = status.get_details_bad_request().and_then(|mut bad| bad.field_violations.pop());
+    let delay = status.get_details_retry_info().and_then(|info| info.retry_delay);
+    v1::ItemError {
+        code: status.code().into(),
+        reason: info.as_ref().map(|info| info.reason.clone()).unwrap_or_default(),
+        message: status.message().to_owned(),
+        metadata: info.map(|info| info.metadata.into_iter().collect()).unwrap_or_default(),
+        retry_delay: delay.and_then(|delay| delay.try_into().ok()),
+        field: violation.map(|violation| violation.field).unwrap_or_default(),
     }
 }
 
 /// A field of a request that says nothing sound.
 pub fn bad_field(field: &'static str, reason: impl std::fmt::Display) -> Status {
-    Row::new(Code::InvalidArgument, "BAD_FIELD").field(field).status(format!("{field}: {reason}"))
+    Row::new(Code::InvalidArgument, Reason::InvalidField).field(field).status(format!("{field}: {reason}"))
+}
+
+/// A field that is in the API and not served yet: it is refused, never ignored.
+pub fn not_served(field: &'static str) -> Status {
+    of_node(&NodeError::Unimplemented { what: field })
+}
+
+/// The reply to an item would make the reply too large.
+pub fn reply_full() -> Status {
+    let row = Row::new(Code::ResourceExhausted, Reason::QuotaExceeded).quota("reply bytes");
+    row.retry_after(Duration::ZERO).status("the reply is full; ask again for the rest".to_owned())
 }
 
 /// The node serves as many requests as it may.
 pub fn too_many_requests() -> Status {
-    let row = Row::new(Code::ResourceExhausted, "QUEUE_FULL").quota("requests");
+    let row = Row::new(Code::ResourceExhausted, Reason::QueueFull).quota("requests");
     row.retry_after(Duration::from_millis(50)).status("the node serves as many requests as it may".to_owned())
 }
 
-/// What a peer is told. `of_status` reads it back.
+/// What a peer is told. `to_peer` reads it back.
 pub fn of_peer(error: &PeerError) -> Status {
     let row = match error {
-        PeerError::Unreachable { .. } => Row::new(Code::Unavailable, "PEER_UNREACHABLE"),
-        PeerError::NotReady { .. } => Row::new(Code::Unavailable, "PEER_NOT_READY"),
-        PeerError::Incompatible { .. } => Row::new(Code::FailedPrecondition, "PEER_INCOMPATIBLE"),
+        PeerError::Unreachable { .. } | PeerError::Stopping => Row::new(Code::Unavailable, Reason::NotServing),
+        PeerError::NotReady { .. } => Row::new(Code::Unavailable, Reason::StateNotReady),
+        PeerError::Incompatible { .. } => Row::new(Code::FailedPrecondition, Reason::ClusterMismatch),
         PeerError::RegionReplaced { region, admitted, refused } => {
-            Row::new(Code::FailedPrecondition, "REGION_REPLACED")
+            Row::new(Code::FailedPrecondition, Reason::RegionReplaced)
                 .fact("region", region)
                 .fact("admitted", admitted)
                 .fact("refused", refused)
         }
-        PeerError::Corrupt { .. } => Row::new(Code::DataLoss, "PEER_CORRUPT"),
-        PeerError::Stopping => Row::new(Code::Unavailable, "STOPPED"),
+        PeerError::Corrupt { .. } => Row::new(Code::DataLoss, Reason::ChecksumMismatch).fact("where", "wire"),
     };
-    row.status(error.to_string())
+    row.retry_if_unavailable().status(error.to_string())
 }
 
 /// What a peer said, read back. A status that isle did not make is a broken link.
 pub fn to_peer(status: &Status) -> PeerError {
     let reason = status.message().to_owned();
-    let Some(info) = status.get_details_error_info().filter(|info| info.domain == DOMAIN) else {
-        return PeerError::Unreachable { reason: format!("{}: {reason}", status.code()) };
+    let Some(info) = status.get_details_error_info().filter(|info| info.domain == v1::ERROR_DOMAIN) else {
+        return PeerError::Unreachable { reason: format!("{:?}: {reason}", status.code()) };
     };
-    match info.reason.as_str() {
-        "PEER_NOT_READY" | "STOPPED" | "COMPLETING" | "QUEUE_FULL" => PeerError::NotReady { reason },
-        "PEER_INCOMPATIBLE" => PeerError::Incompatible { reason },
-        "PEER_CORRUPT" | "BAD_FIELD" => PeerError::Corrupt { reason },
-        "REGION_REPLACED" => replaced(&info.metadata).unwrap_or(PeerError::Incompatible { reason }),
+    match Reason::from_str_name(&info.reason) {
+        Some(Reason::NotServing | Reason::StateNotReady | Reason::QueueFull) => PeerError::NotReady { reason },
+        Some(Reason::ClusterMismatch | Reason::ProtocolMismatch | Reason::ShardCountMismatch) => {
+            PeerError::Incompatible { reason }
+        }
+        Some(Reason::ChecksumMismatch | Reason::InvalidField) => PeerError::Corrupt { reason },
+        Some(Reason::RegionReplaced) => replaced(&info.metadata).unwrap_or(PeerError::Incompatible { reason }),
         _ => PeerError::Unreachable { reason },
     }
 }
@@ -176,7 +225,7 @@ mod tests {
         ];
         for error in errors {
             let info = of_node(&error).get_details_error_info().unwrap();
-            assert_eq!(info.domain, DOMAIN);
+            assert_eq!(info.domain, v1::ERROR_DOMAIN);
             assert!(info.reason.chars().all(|c| c.is_ascii_uppercase() || c == '_'), "{}", info.reason);
         }
     }

@@ -156,7 +156,8 @@ impl Lines {
 
 /// A line as a patch: every member but the key is a field, nulls are left out.
 fn operation(line: &str, key_field: &str) -> Result<WriteOperation, String> {
-    let members: Map<String, Json> = serde_json::from_str(line).map_err(|error| format!("not a JSON object: {error}"))?;
+    let members: Map<String, Json> =
+        serde_json::from_str(line).map_err(|error| format!("not a JSON object: {error}"))?;
     let key = match members.get(key_field) {
         Some(Json::String(text)) => text.clone(),
         Some(Json::Number(number)) => number.to_string(),

@@ -80,7 +80,9 @@ mod tests {
         assert_eq!(read("1e3", Type::F64).unwrap(), Value::F64(1000.0));
         assert_eq!(read("true", Type::Bool).unwrap(), Value::Bool(true));
         assert_eq!(read("[1, 2]", Type::Json).unwrap(), Value::Json("[1, 2]".to_owned()));
-        for (text, kind) in [("x", Type::I64), ("yes", Type::Bool), ("{", Type::Json), ("9223372036854775808", Type::I64)] {
+        for (text, kind) in
+            [("x", Type::I64), ("yes", Type::Bool), ("{", Type::Json), ("9223372036854775808", Type::I64)]
+        {
             assert!(read(text, kind).is_err(), "{text} was taken");
         }
         assert!(of_bytes(vec![0xff], Type::String).is_err());

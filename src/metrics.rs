@@ -1,0 +1,157 @@
+//! What a node counts, as Prometheus text. It is written when asked for, from the node's own counters: several regions
+//! in one process never mix, and nothing is counted twice.
+
+use std::fmt::Write;
+use std::sync::Arc;
+
+use isle_node::{Counter, LinkState, Node, NodeState, NodeStatus, PeerCounters, PeerStatus};
+
+use crate::http::Vitals;
+
+pub struct NodeVitals {
+    node: Arc<Node>,
+}
+
+impl NodeVitals {
+    pub fn new(node: Arc<Node>) -> NodeVitals {
+        NodeVitals { node }
+    }
+}
+
+impl Vitals for NodeVitals {
+    fn metrics(&self) -> String {
+        let status = self.node.status();
+        let mut out = Exposition::default();
+        gauges(&mut out, &status);
+        counters(&mut out, &self.node);
+        links(&mut out, &status);
+        out.text
+    }
+
+    fn not_ready(&self) -> Option<String> {
+        match self.node.status().state {
+            NodeState::Serving => None,
+            NodeState::Completing => Some("being completed by the other regions".to_owned()),
+            NodeState::WritesStopped { reason } | NodeState::Stopped { reason } => Some(reason),
+        }
+    }
+}
+
+fn gauges(out: &mut Exposition, status: &NodeStatus) {
+    let states: [(&str, bool); 4] = [
+        ("serving", matches!(status.state, NodeState::Serving)),
+        ("completing", matches!(status.state, NodeState::Completing)),
+        ("read_only", matches!(status.state, NodeState::WritesStopped { .. })),
+        ("stopped", matches!(status.state, NodeState::Stopped { .. })),
+    ];
+    out.family("isle_state", "gauge", "1 for the state the node is in.");
+    for (state, is) in states {
+        out.row("isle_state", &[("state", state)], f64::from(u8::from(is)));
+    }
+    out.family("isle_records", "gauge", "Live records.");
+    for keyspace in &status.keyspaces {
+        out.row("isle_records", &[("keyspace", &keyspace.name)], keyspace.records as f64);
+    }
+    for (name, help, value) in [
+        ("isle_conflicts_open", "Conflicts whose values are both still live.", status.conflicts_open),
+        ("isle_log_bytes", "The commit log on disk.", status.log_bytes),
+        ("isle_overlay_bytes", "Records in memory that are not in the view yet.", status.overlay_bytes),
+        ("isle_view_bytes", "The view on disk.", status.view_bytes),
+    ] {
+        out.family(name, "gauge", help);
+        out.row(name, &[], value as f64);
+    }
+}
+
+fn counters(out: &mut Exposition, node: &Node) {
+    let counters = node.counters();
+    for (name, help, counter) in [
+        ("isle_writes_total", "Writes answered.", &counters.writes),
+        ("isle_reads_total", "Reads answered.", &counters.reads),
+        ("isle_refused_total", "Requests refused: full, or too late.", &counters.refused),
+        ("isle_commits_total", "Batches committed.", &counters.batches),
+        ("isle_clock_too_far_ahead_total", "Stamps too far ahead of this clock.", &counters.hlc_too_far_ahead),
+        ("isle_quarantined_total", "Deltas that could not be applied.", &counters.quarantined),
+        ("isle_tombstones_forgotten_total", "Deleted records forgotten.", &counters.tombstones_forgotten),
+        ("isle_statements_total", "Statements of what was absorbed.", &counters.statements),
+    ] {
+        out.family(name, "counter", help);
+        out.row(name, &[], counter.get() as f64);
+    }
+    type Pick = fn(&PeerCounters) -> &Counter;
+    let of_peer: [(&str, &str, Pick); 6] = [
+        ("isle_peer_egress_bytes_total", "Bytes sent to a peer.", |c| &c.egress_bytes),
+        ("isle_peer_deltas_sent_total", "Deltas sent to a peer.", |c| &c.deltas_out),
+        ("isle_peer_deltas_received_total", "Deltas a peer sent, repeats included.", |c| &c.deltas_in),
+        ("isle_peer_reconnects_total", "Connections made to a peer.", |c| &c.reconnects),
+        ("isle_peer_refetches_total", "Gaps fetched again.", |c| &c.refetches),
+        ("isle_peer_state_chunks_total", "Chunks of state taken from a peer.", |c| &c.state_chunks_in),
+    ];
+    for (name, help, pick) in of_peer {
+        out.family(name, "counter", help);
+        for (region, counters) in counters.peers() {
+            out.row(name, &[("peer", region.as_str())], pick(counters).get() as f64);
+        }
+    }
+}
+
+fn links(out: &mut Exposition, status: &NodeStatus) {
+    type Measure = fn(&PeerStatus) -> Option<f64>;
+    let measures: [(&str, &str, Measure); 4] = [
+        ("isle_peer_live", "1 if the peer confirms within a second.", |peer| {
+            Some(f64::from(u8::from(matches!(peer.state, LinkState::Live))))
+        }),
+        ("isle_peer_lag_seconds", "Age of the oldest write the peer has not confirmed.", |peer| {
+            Some(peer.lag.as_secs_f64())
+        }),
+        ("isle_peer_lag_bytes", "Log the peer has not confirmed.", |peer| Some(peer.lag_bytes as f64)),
+        ("isle_peer_staleness_seconds", "How far reads here may be behind the peer.", |peer| {
+            peer.staleness.map(|span| span.as_secs_f64())
+        }),
+    ];
+    for (name, help, measure) in measures {
+        out.family(name, "gauge", help);
+        for peer in &status.peers {
+            if let Some(value) = measure(peer) {
+                out.row(name, &[("peer", peer.region.as_str())], value);
+            }
+        }
+    }
+}
+
+/// Prometheus' text format, version 0.0.4.
+#[derive(Default)]
+struct Exposition {
+    text: String,
+}
+
+impl Exposition {
+    fn family(&mut self, name: &str, kind: &str, help: &str) {
+        let written = write!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
+        written.expect("a string takes everything");
+    }
+
+    fn row(&mut self, name: &str, labels: &[(&str, &str)], value: f64) {
+        // Names of regions and keyspaces hold nothing that would need escaping: config refuses it.
+        let labels: Vec<String> = labels.iter().map(|(name, value)| format!("{name}=\"{value}\"")).collect();
+        let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
+        writeln!(self.text, "{name}{labels} {value}").expect("a string takes everything");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_prometheus_text() {
+        let mut out = Exposition::default();
+        out.family("isle_records", "gauge", "Live records.");
+        out.row("isle_records", &[("keyspace", "default")], 3.0);
+        out.row("isle_log_bytes", &[], 0.5);
+        let lines: Vec<&str> = out.text.lines().collect();
+        assert_eq!(lines[1], "# TYPE isle_records gauge");
+        assert_eq!(lines[2], "isle_records{keyspace=\"default\"} 3");
+        assert_eq!(lines[3], "isle_log_bytes 0.5");
+    }
+}

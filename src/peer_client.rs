@@ -1,0 +1,131 @@
+//! Dialling another region: the node's `Connector` and `Peer` over tonic.
+//!
+//! HTTP/2 keepalives are short, so that a link that swallows everything is known to be dead within 3 s.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::stream::{BoxStream, StreamExt};
+use http::Uri;
+use hyper_util::rt::TokioIo;
+use isle_node::PeerConfig;
+use isle_node::peer::{
+    Connector, FetchReply, FetchRequest, Hello, Peer, PeerError, StateReply, StateRequest, ToReceiver, ToSender,
+};
+use isle_proto::v1::peer_client::PeerClient;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Request;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::connection::Dial;
+use crate::services::peer_wire::{self, Identity};
+use crate::status_table::to_peer;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(1);
+/// A chunk or a batch, over a slow link.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// What may be under way on a stream and on a connection: 200 ms at 320 Mbit/s.
+pub const STREAM_WINDOW_BYTES: u32 = 8 << 20;
+pub const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+/// Above the largest block, packed, with its rows.
+pub const PEER_MESSAGE_BYTES_MAX: usize = 40 << 20;
+
+pub struct TonicConnector {
+    dialer: Arc<dyn Dial>,
+    identity: Identity,
+}
+
+impl TonicConnector {
+    pub fn new(dialer: Arc<dyn Dial>, identity: Identity) -> TonicConnector {
+        TonicConnector { dialer, identity }
+    }
+}
+
+#[async_trait]
+impl Connector for TonicConnector {
+    async fn connect(&self, peer: &PeerConfig) -> Result<Arc<dyn Peer>, PeerError> {
+        let unreachable = |reason: String| PeerError::Unreachable { reason };
+        let uri: Uri = peer.endpoint.parse().map_err(|error| unreachable(format!("{}: {error}", peer.endpoint)))?;
+        let dialer = self.dialer.clone();
+        let dial = tower::service_fn(move |_: Uri| {
+            let (dialer, uri) = (dialer.clone(), uri.clone());
+            async move { dialer.dial(&uri).await.map(TokioIo::new) }
+        });
+        let channel = endpoint(&peer.endpoint)?.connect_with_connector(dial).await;
+        let channel = channel.map_err(|error| unreachable(causes(&error)))?;
+        let client = PeerClient::new(channel)
+            .max_decoding_message_size(PEER_MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(PEER_MESSAGE_BYTES_MAX);
+        Ok(Arc::new(TonicPeer { client, identity: self.identity.clone() }))
+    }
+}
+
+/// How HTTP/2 is spoken. Whether TLS lies beneath is the dialer's business, so that to tonic every peer is plain.
+fn endpoint(peer: &str) -> Result<Endpoint, PeerError> {
+    let plain = peer.replacen("https://", "http://", 1);
+    let endpoint = Endpoint::from_shared(plain).map_err(|error| PeerError::Unreachable { reason: causes(&error) })?;
+    Ok(endpoint
+        .connect_timeout(CONNECT_TIMEOUT)
+        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES))
+}
+
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut out = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        out.push_str(": ");
+        out.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    out
+}
+
+struct TonicPeer {
+    client: PeerClient<Channel>,
+    identity: Identity,
+}
+
+fn request<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(CALL_TIMEOUT);
+    request
+}
+
+#[async_trait]
+impl Peer for TonicPeer {
+    async fn subscribe(
+        &self,
+        hello: Hello,
+        outgoing: mpsc::Receiver<ToSender>,
+    ) -> Result<BoxStream<'static, Result<ToReceiver, PeerError>>, PeerError> {
+        let first = peer_wire::first_of_receiver(&hello);
+        let rest = ReceiverStream::new(outgoing).map(peer_wire::to_sender);
+        let messages = futures::stream::iter([first]).chain(rest);
+        let answer = self.client.clone().subscribe(messages).await.map_err(|status| to_peer(&status))?;
+        let incoming = answer.into_inner().map(|message| match message {
+            Ok(message) => peer_wire::of_sender(message),
+            Err(status) => Err(to_peer(&status)),
+        });
+        Ok(incoming.boxed())
+    }
+
+    async fn fetch(&self, asked: FetchRequest) -> Result<FetchReply, PeerError> {
+        let message = request(peer_wire::fetch_request(&self.identity, asked));
+        let answer = self.client.clone().fetch(message).await.map_err(|status| to_peer(&status))?;
+        peer_wire::to_fetch_reply(answer.into_inner())
+    }
+
+    async fn state(&self, asked: StateRequest) -> Result<StateReply, PeerError> {
+        let message = request(peer_wire::state_request(&self.identity, asked));
+        let answer = self.client.clone().state(message).await.map_err(|status| to_peer(&status))?;
+        peer_wire::to_state_reply(answer.into_inner())
+    }
+}

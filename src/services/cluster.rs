@@ -1,0 +1,159 @@
+//! `isle.v1.Cluster`: how the answering region is, and where the others are.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use isle_node::{LinkState, Node, NodeState, NodeStatus, peer::FEATURE_LEVEL};
+use isle_proto::v1;
+use isle_proto::v1::cluster_server::Cluster;
+use sha2::{Digest, Sha256};
+use tonic::{Request, Response, Status};
+
+use super::wire;
+use crate::config::Config;
+
+/// What is known of a region beside its node: fixed at start.
+pub struct Facts {
+    endpoint: String,
+    /// Every region and where clients find it, sorted by name.
+    regions: Vec<v1::RegionEndpoint>,
+    config_hash: String,
+    log_budget_bytes: u64,
+}
+
+impl Facts {
+    pub fn of(config: &Config) -> Facts {
+        let endpoint = config.client_endpoint();
+        let row = |region: &str, endpoint: &str| v1::RegionEndpoint {
+            region: region.to_owned(),
+            endpoint: endpoint.to_owned(),
+            jurisdiction: String::new(),
+        };
+        let peers = config.peers.iter();
+        let mut regions: Vec<_> =
+            peers.map(|peer| row(&peer.region, peer.client_endpoint.as_deref().unwrap_or_default())).collect();
+        regions.push(row(&config.region, &endpoint));
+        regions.sort_by(|a, b| a.region.cmp(&b.region));
+        let config_hash = config_hash(config, &regions);
+        Facts { endpoint, regions, config_hash, log_budget_bytes: config.limits.log_budget_bytes }
+    }
+}
+
+/// Over what has to be the same in every region.
+fn config_hash(config: &Config, regions: &[v1::RegionEndpoint]) -> String {
+    let mut keyspaces: Vec<_> = config.keyspaces.iter().map(|keyspace| (keyspace.id, &keyspace.name)).collect();
+    keyspaces.sort_unstable();
+    let regions: Vec<&String> = regions.iter().map(|region| &region.region).collect();
+    let text = format!("{:?}", (&config.cluster, regions, config.shards, keyspaces));
+    let digest = Sha256::digest(text.as_bytes());
+    digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}
+
+pub struct ClusterService {
+    node: Arc<Node>,
+    facts: Arc<Facts>,
+    started: tokio::time::Instant,
+}
+
+impl ClusterService {
+    pub fn new(node: Arc<Node>, facts: Arc<Facts>) -> ClusterService {
+        ClusterService { node, facts, started: tokio::time::Instant::now() }
+    }
+
+    fn region(&self, status: NodeStatus) -> v1::RegionStatus {
+        let (state, cause) = state_of(&status.state);
+        let config = self.node.config();
+        v1::RegionStatus {
+            region: status.region.to_string(),
+            endpoint: self.facts.endpoint.clone(),
+            state: state.into(),
+            cause: cause.or(status.view_failed).unwrap_or_default(),
+            records: status.records,
+            digest: status.digest.map(digest),
+            conflicts: status.conflicts_open,
+            conflicts_open: status.conflicts_open,
+            keyspaces: sorted(status.keyspaces.into_iter().map(keyspace), |keyspace| keyspace.name.clone()),
+            peers: sorted(status.peers.into_iter().map(peer), |peer| peer.region.clone()),
+            incarnation: status.incarnation.to_string(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            config_hash: self.facts.config_hash.clone(),
+            feature_level: FEATURE_LEVEL,
+            shards: config.shards,
+            uptime: wire::span(self.started.elapsed()),
+            log_bytes: status.log_bytes,
+            log_budget_bytes: self.facts.log_budget_bytes,
+            view_bytes: status.view_bytes,
+            overlay_bytes: status.overlay_bytes,
+            quarantined: self.node.counters().quarantined.get(),
+            ..v1::RegionStatus::default()
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Cluster for ClusterService {
+    async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
+        let status = self.node.status();
+        let header = v1::ResponseHeader {
+            served_by: status.region.to_string(),
+            staleness: wire::span(Duration::ZERO),
+            ..v1::ResponseHeader::default()
+        };
+        Ok(Response::new(v1::StatusResponse {
+            header: Some(header),
+            cluster: status.cluster.clone(),
+            region: Some(self.region(status)),
+            regions: self.facts.regions.clone(),
+        }))
+    }
+}
+
+/// 32 hexadecimal digits.
+pub fn digest(sum: u128) -> String {
+    format!("{sum:032x}")
+}
+
+fn sorted<T, K: Ord>(rows: impl Iterator<Item = T>, key: impl Fn(&T) -> K) -> Vec<T> {
+    let mut rows: Vec<T> = rows.collect();
+    rows.sort_by_key(key);
+    rows
+}
+
+fn state_of(state: &NodeState) -> (v1::RegionState, Option<String>) {
+    match state {
+        NodeState::Serving => (v1::RegionState::Serving, None),
+        NodeState::Completing => (v1::RegionState::Completing, None),
+        NodeState::WritesStopped { reason } => (v1::RegionState::ReadOnly, Some(reason.clone())),
+        NodeState::Stopped { reason } => (v1::RegionState::Draining, Some(reason.clone())),
+    }
+}
+
+fn keyspace(from: isle_node::KeyspaceStatus) -> v1::KeyspaceStatus {
+    v1::KeyspaceStatus {
+        name: from.name,
+        id: from.id.0,
+        records: from.records,
+        digest: from.digest.map(digest),
+        conflicts: 0,
+    }
+}
+
+fn peer(from: isle_node::PeerStatus) -> v1::PeerStatus {
+    let state = match from.state {
+        LinkState::Live => v1::PeerState::Live,
+        // Down is further behind than any lag: it slows nobody either.
+        LinkState::Lagging | LinkState::Down => v1::PeerState::Lagging,
+        LinkState::NeedsState => v1::PeerState::NeedsState,
+    };
+    v1::PeerStatus {
+        region: from.region.to_string(),
+        state: state.into(),
+        lag_seconds: from.lag.as_secs_f64(),
+        lag_bytes: from.lag_bytes,
+        egress_bytes: from.egress_bytes,
+        connected: !matches!(from.state, LinkState::Down),
+        staleness: from.staleness.and_then(wire::span),
+        last_error: from.last_error.unwrap_or_default(),
+        ..v1::PeerStatus::default()
+    }
+}

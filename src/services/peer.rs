@@ -1,0 +1,74 @@
+//! `isle.v1.Peer`: the sending side of replication, on a port of its own.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::stream::{BoxStream, StreamExt};
+use isle_node::Node;
+use isle_node::peer::PeerError;
+use isle_proto::v1;
+use isle_proto::v1::peer_server::Peer;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::peer_wire::{self, Identity};
+use crate::status_table::{of_peer, to_peer};
+
+/// A receiver says hello at once; one that does not must not hold a stream for ever.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+
+pub struct PeerService {
+    node: Arc<Node>,
+    identity: Identity,
+}
+
+impl PeerService {
+    pub fn new(node: Arc<Node>, identity: Identity) -> PeerService {
+        PeerService { node, identity }
+    }
+}
+
+#[tonic::async_trait]
+impl Peer for PeerService {
+    type SubscribeStream = BoxStream<'static, Result<v1::ToReceiver, Status>>;
+
+    async fn subscribe(
+        &self,
+        request: Request<Streaming<v1::ToSender>>,
+    ) -> Result<Response<Self::SubscribeStream>, Status> {
+        let mut messages = request.into_inner();
+        let hello = tokio::time::timeout(HELLO_TIMEOUT, messages.message()).await;
+        let hello = hello.map_err(|_| refused("no hello came"))??;
+        let Some(v1::to_sender::Message::Hello(hello)) = hello.and_then(|first| first.message) else {
+            return Err(refused("the first message is not a hello"));
+        };
+        let hello = peer_wire::to_hello(hello).map_err(|error| of_peer(&error))?;
+        let incoming = messages.map(|message| match message {
+            Ok(message) => peer_wire::of_receiver(message),
+            Err(status) => Err(to_peer(&status)),
+        });
+        let outgoing = self.node.subscribe(hello, incoming.boxed()).map_err(|error| of_peer(&error))?;
+        let outgoing = outgoing.map(|message| message.map(peer_wire::to_receiver).map_err(|error| of_peer(&error)));
+        Ok(Response::new(outgoing.boxed()))
+    }
+
+    async fn fetch(&self, request: Request<v1::FetchRequest>) -> Result<Response<v1::FetchResponse>, Status> {
+        let fetched = async {
+            let asked = peer_wire::to_fetch_request(&self.identity, request.into_inner())?;
+            self.node.serve_fetch(asked).await
+        };
+        let reply = fetched.await.map_err(|error| of_peer(&error))?;
+        Ok(Response::new(peer_wire::fetch_response(reply)))
+    }
+
+    async fn state(&self, request: Request<v1::StateRequest>) -> Result<Response<v1::StateResponse>, Status> {
+        let taken = async {
+            let asked = peer_wire::to_state_request(&self.identity, request.into_inner())?;
+            peer_wire::state_response(&self.node.serve_state(asked).await?)
+        };
+        Ok(Response::new(taken.await.map_err(|error| of_peer(&error))?))
+    }
+}
+
+fn refused(reason: &str) -> Status {
+    of_peer(&PeerError::Corrupt { reason: reason.to_owned() })
+}
