@@ -199,6 +199,12 @@ impl Draft {
         self
     }
 
+    /// Lays this process's environment over what is there.
+    #[allow(clippy::disallowed_methods, reason = "this is where settings are read, once")]
+    pub fn process_environment(self) -> Draft {
+        self.environment(std::env::vars())
+    }
+
     /// Lays one flag over what is there.
     pub fn flag(mut self, flag: &str, key: &str, value: &str) -> Draft {
         match KEYS.iter().find(|k| k.name == key) {

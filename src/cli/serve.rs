@@ -42,7 +42,7 @@ impl Serve {
             let text = text.map_err(|error| Failure::Usage(format!("{error:#}")))?;
             draft = draft.file(&path.display().to_string(), &text);
         }
-        draft = draft.environment(std::env::vars());
+        draft = draft.process_environment();
         if let Some(path) = &self.data_dir {
             draft = draft.flag("--data-dir", "data_dir", path);
         }
