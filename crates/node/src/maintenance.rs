@@ -82,10 +82,17 @@ impl Upkeep {
         self.forget().await
     }
 
+    /// Only on the side of the majority: of two sides that gave each other up, each would have forgotten deletes that the
+    /// other's state then brings back.
     fn expire_the_long_away(&self) {
         let now = self.shared.now();
-        for (region, slot) in &self.shared.peers {
-            let away = slot.link.lock().away(now);
+        let aways: Vec<(&Region, Duration)> =
+            self.shared.peers.iter().map(|(region, slot)| (region, slot.link.lock().away(now))).collect();
+        let here = 1 + aways.iter().filter(|(_, away)| away.is_zero()).count();
+        if 2 * here <= aways.len() + 1 {
+            return;
+        }
+        for (region, away) in aways {
             if away > self.shared.config.tombstone_horizon && self.shared.standing.lock().expire(region) {
                 tracing::warn!(%region, "a holder is away beyond the tombstone horizon and is not waited for");
             }

@@ -100,6 +100,34 @@ async fn tombstones_are_forgotten_once_every_region_has_stated_it_has_them_and_n
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_holder_away_beyond_the_horizon_is_not_waited_for_and_brings_nothing_back() {
+    let cluster = Cluster::tuned(&THREE, |node, _| node.tombstone_horizon = Duration::from_secs(20));
+    for n in 0..40 {
+        cluster.put(THREE[n % 3], &format!("key-{n}"), "x").await.unwrap();
+    }
+    cluster.converge(40).await;
+    cluster.cut("a", "c");
+    cluster.cut("b", "c");
+    for n in 0..30 {
+        delete(cluster.node("b"), &format!("key-{n}")).await.unwrap();
+    }
+    cluster.put("c", "meanwhile", "y").await.unwrap();
+    delete(cluster.node("c"), "key-39").await.unwrap();
+    until("a and b have forgotten what c does not know to be deleted", || {
+        ["a", "b"].iter().all(|region| cluster.node(region).counters().tombstones_forgotten.get() >= 30)
+    })
+    .await;
+    assert_eq!(cluster.node("c").counters().tombstones_forgotten.get(), 0, "the minority waits for the others");
+    cluster.heal();
+    cluster.converge(10).await;
+    assert_eq!(cluster.get("c", "key-0").await, None);
+    assert_eq!(cluster.get("a", "meanwhile").await.as_deref(), Some("y"));
+    cluster.put("a", "after", "z").await.unwrap();
+    cluster.converge(11).await;
+    cluster.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn idle_regions_stop_talking() {
     let cluster = Cluster::new(&THREE);
     cluster.put("a", "key", "x").await.unwrap();

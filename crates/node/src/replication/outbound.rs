@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use isle_model::{Incarnation, KeyspaceId, Region, Row, ShardId, Streams, Vector, planted};
+use isle_model::{Incarnation, IncarnationTree, KeyspaceId, Region, Row, ShardId, Streams, Vector, planted};
 use isle_store::{LogItem, LogPosition, TailError};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -285,8 +285,9 @@ impl Outbound {
         let mut builder = BatchBuilder::default();
         let mut read_to = self.scanned;
         let mut broken = None;
+        let tree = self.shared.store.tree();
         for item in &tail.items {
-            match self.offer(item) {
+            match self.offer(item, &tree) {
                 Offer::Ship => builder.push(&item.encoded),
                 Offer::Skip => {}
                 // What precedes goes out first; this item is then met again.
@@ -362,13 +363,12 @@ enum Offer {
 }
 
 impl Outbound {
-    fn offer(&mut self, item: &LogItem) -> Offer {
+    fn offer(&mut self, item: &LogItem, tree: &IncarnationTree) -> Offer {
         let head = &item.head;
         let stream = (head.keyspace, head.shard);
         if !item.own || self.waiting.contains(&stream) || !egress_gate(&self.shared.config, &self.peer, head.keyspace) {
             return Offer::Skip;
         }
-        let tree = self.shared.store.tree();
         let lineage = tree.shard(head.shard);
         let sent = self.sent.entry(stream).or_default();
         if sent.covers(head.dot, lineage) {

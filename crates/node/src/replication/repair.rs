@@ -4,7 +4,7 @@
 //! The law it keeps: the vector of a transfer's *first* chunk is what the cursors move to, and only after its last; what the
 //! sender streams of that shard meanwhile is not applied, and asked for again afterwards.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,6 +28,8 @@ const CALL_MAX: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How often a chunk that was outdated on arrival is asked for again before something else is tried.
 const STALE_MAX: u32 = 16;
+/// When for so long every region has answered, what none of them has is lost.
+const IN_VAIN_MAX: Duration = Duration::from_secs(10);
 
 #[derive(Debug, thiserror::Error)]
 enum RepairError {
@@ -52,11 +54,21 @@ pub(crate) struct Repair {
     transfers: BTreeMap<(Region, StreamKey), Transfer>,
     /// Since when what a survivor has of a stream is missing here.
     missing_since: BTreeMap<(Region, StreamKey), Duration>,
+    completions: BTreeMap<StreamKey, Completion>,
+}
+
+/// How far this region's own completion has come, in one keyspace and shard.
+#[derive(Debug, Default)]
+struct Completion {
+    /// Whose complete state has been taken.
+    from: BTreeSet<Region>,
+    /// Since when everybody answers and nobody has what is missing.
+    in_vain_since: Option<Duration>,
 }
 
 impl Repair {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Repair { shared, transfers: BTreeMap::new(), missing_since: BTreeMap::new() }
+        Repair { shared, transfers: BTreeMap::new(), missing_since: BTreeMap::new(), completions: BTreeMap::new() }
     }
 
     pub(crate) async fn run(mut self, mut stop: watch::Receiver<bool>) {
@@ -92,20 +104,52 @@ impl Repair {
         }
     }
 
-    /// Takes complete states until nothing is missing that this region once stated it had.
+    /// Takes complete states until nothing is missing that this region once had.
     async fn complete_self(&mut self) {
         let owed: Vec<StreamKey> = self.shared.standing.lock().owed().keys().copied().collect();
+        self.completions.retain(|stream, _| owed.contains(stream));
         for stream in owed {
+            let mut unheard = false;
             let peers: Vec<Region> = self.shared.peers.keys().cloned().collect();
             for from in peers {
-                if let Err(error) = self.take_state(&from, stream).await {
-                    tracing::info!(%from, %error, "this region is behind and waits for a state");
+                if self.completions.entry(stream).or_default().from.contains(&from) {
+                    continue;
+                }
+                match self.take_state(&from, stream).await {
+                    Ok(()) => drop(self.completions.entry(stream).or_default().from.insert(from.clone())),
+                    Err(error) => {
+                        unheard |= !matches!(error, RepairError::Peer(PeerError::NotReady { .. }));
+                        tracing::info!(%from, %error, "this region is behind and waits for a state");
+                    }
                 }
                 if self.settled(stream) {
                     break;
                 }
             }
+            if unheard {
+                self.completions.entry(stream).or_default().in_vain_since = None;
+            } else if !self.settled(stream) {
+                self.consider_lost(stream);
+            }
         }
+    }
+
+    /// What nobody can give is lost: several disks were behind at once. One complete state is enough to bring nothing back
+    /// that was forgotten, since whoever is not behind has absorbed all that anybody forgot.
+    fn consider_lost(&mut self, stream: StreamKey) {
+        let completion = self.completions.entry(stream).or_default();
+        let now = self.shared.now();
+        let since = *completion.in_vain_since.get_or_insert(now);
+        if completion.from.is_empty() || now.saturating_sub(since) < IN_VAIN_MAX {
+            return;
+        }
+        let (keyspace, shard) = (stream.0.0, stream.1.0);
+        tracing::error!(
+            keyspace,
+            shard,
+            "no region holds all that this one once had; what is missing is taken for lost"
+        );
+        self.shared.standing.lock().settle(|at, _| at != stream);
     }
 
     fn settled(&self, stream: StreamKey) -> bool {
@@ -123,6 +167,10 @@ impl Repair {
 
     /// Takes the complete state of one keyspace and shard, from where an earlier attempt left off.
     async fn take_state(&mut self, from: &Region, stream: StreamKey) -> Result<(), RepairError> {
+        if self.shared.standing.lock().is_expired(from) {
+            // It may hold what was deleted and forgotten meanwhile: first it is completed itself.
+            return Err(PeerError::NotReady { reason: format!("{from} was away too long and is not complete") }.into());
+        }
         let peer = self.peer(from)?;
         self.shared.completing.lock().insert((from.clone(), stream));
         let taken = self.take_chunks(peer.as_ref(), from, stream).await;
