@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use isle_model::{Region, Vector};
+use isle_model::{Incarnation, Region, Row, Vector};
+use isle_store::RowsError;
 
 use crate::peer::{FEATURE_LEVEL, Hello, PROTOCOL, PeerError};
 use crate::shared::{Shared, StreamKey};
@@ -51,10 +52,7 @@ pub(crate) fn meet(shared: &Shared, hello: &Hello, dialled: Option<&Region>) -> 
     if !faults.is_empty() {
         return Err(PeerError::Incompatible { reason: faults.join("; ") });
     }
-    shared.store.learn_rows(hello.rows.iter().cloned()).map_err(|error| match error {
-        isle_store::RowsError::Conflict(conflict) => PeerError::Corrupt { reason: conflict.to_string() },
-        isle_store::RowsError::Append(error) => PeerError::NotReady { reason: error.to_string() },
-    })?;
+    learn(shared, hello.rows.iter().cloned())?;
     if let Some(where_) = own_end_exceeded(shared, hello) {
         let reason =
             format!("{} holds more of this incarnation than this node wrote ({where_}); restart it", hello.region);
@@ -80,6 +78,14 @@ pub(crate) fn meet(shared: &Shared, hello: &Hello, dialled: Option<&Region>) -> 
             Err(PeerError::RegionReplaced { region: hello.region.clone(), admitted, refused: hello.incarnation })
         }
     }
+}
+
+/// Notes rows that came from a peer, ahead of whatever uses them.
+pub(crate) fn learn(shared: &Shared, rows: impl IntoIterator<Item = (Incarnation, Row)>) -> Result<(), PeerError> {
+    shared.store.learn_rows(rows).map_err(|error| match error {
+        RowsError::Conflict(conflict) => PeerError::Corrupt { reason: conflict.to_string() },
+        RowsError::Append(error) => PeerError::NotReady { reason: format!("this node cannot note its rows: {error}") },
+    })
 }
 
 fn misfits(shared: &Shared, hello: &Hello, dialled: Option<&Region>) -> Vec<String> {

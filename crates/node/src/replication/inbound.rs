@@ -18,7 +18,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::peer::{Connector, DeltaBatch, PeerError, ToReceiver, ToSender};
 use crate::replication::batch_codec;
-use crate::replication::handshake::{Met, hello_for, meet};
+use crate::replication::handshake::{Met, hello_for, learn, meet};
 use crate::replication::schedule::Backoff;
 use crate::shard_queue::{Absorption, Job, answer_of, delta_bytes};
 use crate::shared::{LinkCommand, Shared, StreamKey};
@@ -219,7 +219,7 @@ impl Session {
     async fn take(&mut self, batch: DeltaBatch) -> Result<(), PeerError> {
         let corrupt = |reason: String| PeerError::Corrupt { reason };
         let encoded = batch_codec::unpack(&batch).map_err(|error| corrupt(error.to_string()))?;
-        self.shared.store.learn_rows(batch.rows).map_err(|error| corrupt(error.to_string()))?;
+        learn(&self.shared, batch.rows)?;
         if let Some(counters) = self.shared.counters.peer(&self.origin) {
             counters.deltas_in.add(encoded.len() as u64);
         }

@@ -16,6 +16,7 @@ use tokio::time::timeout;
 
 use crate::peer::{FetchRequest, Peer, PeerError, StateReply, StateRequest};
 use crate::replication::batch_codec;
+use crate::replication::handshake::learn;
 use crate::shard_queue::{ChunkTaken, Job, answer_of, chunk_bytes, delta_bytes};
 use crate::shared::{LinkCommand, Shared, StreamKey};
 use crate::{NodeError, replication::link::Link};
@@ -198,7 +199,7 @@ impl Repair {
         loop {
             let start = self.transfers.get(&key).map_or_else(Bytes::new, |transfer| transfer.start.clone());
             let StateReply { rows, chunk } = self.ask_state(peer, stream, start.clone()).await?;
-            self.shared.store.learn_rows(rows).map_err(|error| RepairError::Corrupt(error.to_string()))?;
+            learn(&self.shared, rows)?;
             let sound = (chunk.keyspace, chunk.shard) == stream
                 && chunk.start == start
                 && chunk.end.as_ref().is_none_or(|end| *end > start);
@@ -326,7 +327,7 @@ impl Repair {
             let ask = FetchRequest { asker, origin: origin.clone(), keyspace, shard, after, bytes_max };
             let reply = timeout(CALL_MAX, peer.fetch(ask)).await.map_err(late)??;
             let encoded = batch_codec::unpack(&reply.batch).map_err(|error| RepairError::Corrupt(error.to_string()))?;
-            self.shared.store.learn_rows(reply.batch.rows).map_err(|error| RepairError::Corrupt(error.to_string()))?;
+            learn(&self.shared, reply.batch.rows)?;
             let came = encoded.len();
             let whole = self.absorb(origin, stream, encoded).await?;
             if reply.needs_state || !whole {
