@@ -1,0 +1,131 @@
+//! The tour of the README, against the real binary.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use serde_json::{Value as Json, json};
+use support::{Process, REGIONS, dev, done, eventually, failed, isle_at};
+
+const CITIES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/cities.jsonl");
+/// Tokyo, as GeoNames knows it.
+const TOKYO: &str = "1850147";
+
+fn endpoint(cluster: &Process, region: usize) -> String {
+    format!("http://127.0.0.1:{}", cluster.port + 10 * region as u16)
+}
+
+fn get(cluster: &Process, region: usize, key: &str) -> Json {
+    done(&isle_at(&endpoint(cluster, region), &["get", "default", key]))
+}
+
+/// All three serve, hold the same, and owe each other nothing.
+fn agreed(cluster: &Process, records: u64) -> Result<Json, String> {
+    let status = done(&cluster.isle(&["status"]));
+    let regions = status["regions"].as_array().unwrap();
+    let one_digest = regions.iter().all(|r| r["digest"].is_string() && r["digest"] == regions[0]["digest"]);
+    let all_there = regions.iter().all(|r| r["records"] == json!(records) && r["state"] == "SERVING");
+    let peers = || regions.iter().flat_map(|r| r["peers"].as_array().unwrap());
+    let no_lag = peers().all(|peer| peer["lag_bytes"] == 0 && peer["lag_seconds"] == 0.0 && peer["state"] == "LIVE");
+    let agreed = regions.len() == 3 && one_digest && all_there && no_lag && peers().count() == 6;
+    if agreed { Ok(status.clone()) } else { Err(status.to_string()) }
+}
+
+#[test]
+fn cities_imported_during_a_cut_are_everywhere_after_healing() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("cities.jsonl");
+    std::fs::copy(CITIES, &file).unwrap();
+    let cities = std::fs::read_to_string(&file).unwrap().lines().count() as u64;
+    let mut cluster = dev(None);
+
+    // eu-west-1 is alone: it may not even hear of the cities by way of the third region.
+    for other in ["us-east-1", "ap-southeast-1"] {
+        done(&cluster.isle(&["link", "cut", "eu-west-1", other]));
+    }
+    let imported = done(&cluster.isle(&["import", "default", file.to_str().unwrap(), "--key", "id"]));
+    assert_eq!(imported["imported"], json!(cities));
+
+    let tokyo = eventually("the city in the other connected region", || match get(&cluster, 2, TOKYO) {
+        found if found["found"] == true => Ok(found),
+        missing => Err(missing.to_string()),
+    });
+    assert_eq!(tokyo["value"]["name"], "Tokyo");
+    assert!(tokyo["value"]["population"].is_i64() && tokyo["value"]["latitude"].is_f64());
+    assert_eq!((&tokyo["home"], &tokyo["served_by"]), (&json!(REGIONS[0]), &json!(REGIONS[2])));
+
+    // A cut link costs no availability: the lonely region has no cities, and takes writes.
+    assert_eq!(get(&cluster, 1, TOKYO)["found"], false);
+    done(&isle_at(&endpoint(&cluster, 1), &["put", "default", "note", "written alone"]));
+    assert_eq!(get(&cluster, 1, "note")["value"], "written alone");
+
+    done(&cluster.isle(&["link", "heal"]));
+    let status = eventually("agreement", || agreed(&cluster, cities + 1));
+    assert_eq!(status["cluster"], "dev");
+    assert_eq!(get(&cluster, 0, "note")["value"], "written alone");
+    assert_eq!(get(&cluster, 1, TOKYO)["value"], tokyo["value"]);
+    assert_eq!(cluster.stop(), Some(0));
+}
+
+#[test]
+fn a_region_behind_a_cut_link_is_completed_by_a_survivor() {
+    let cluster = dev(None);
+    done(&cluster.isle(&["link", "cut", "us-east-1", "eu-west-1"]));
+    done(&cluster.isle(&["put", "default", "k", "by way of ap-southeast-1"]));
+    eventually("the write behind the cut link", || match get(&cluster, 1, "k") {
+        found if found["found"] == true => Ok(()),
+        missing => Err(missing.to_string()),
+    });
+}
+
+#[test]
+fn concurrent_writes_on_both_sides_of_a_cut_end_in_one_digest_and_are_counted() {
+    let cluster = dev(None);
+    for other in ["us-east-1", "ap-southeast-1"] {
+        done(&cluster.isle(&["link", "cut", "eu-west-1", other]));
+    }
+    for region in 0..3 {
+        let text = format!("of {}", REGIONS[region]);
+        done(&isle_at(&endpoint(&cluster, region), &["put", "default", "same", &text]));
+        done(&isle_at(&endpoint(&cluster, region), &["incr", "default", "visits", "n", "2"]));
+    }
+    done(&cluster.isle(&["link", "heal"]));
+    let status = eventually("agreement", || agreed(&cluster, 2));
+    let shown: Vec<Json> = (0..3).map(|region| get(&cluster, region, "same")).collect();
+    assert!(shown.iter().all(|entry| entry["value"] == shown[0]["value"]), "{shown:?}");
+    assert!(shown[0]["conflict"] == true, "{shown:?}");
+    assert!(status["regions"].as_array().unwrap().iter().all(|r| r["conflicts"].as_u64() > Some(0)), "{status}");
+    for region in 0..3 {
+        assert_eq!(get(&cluster, region, "visits")["value"], json!({ "n": 6 }));
+    }
+}
+
+#[test]
+fn a_killed_cluster_has_every_acked_write_when_it_is_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut cluster = dev(Some(dir.path()));
+    for region in 0..3 {
+        let key = format!("k{region}");
+        done(&isle_at(&endpoint(&cluster, region), &["put", "default", &key, "acked"]));
+    }
+    cluster.kill();
+    let cluster = dev(Some(dir.path()));
+    for region in 0..3 {
+        assert_eq!(get(&cluster, region, &format!("k{region}"))["value"], "acked");
+    }
+    eventually("agreement", || agreed(&cluster, 3));
+}
+
+#[test]
+fn links_that_do_not_exist_are_refused() {
+    let cluster = dev(None);
+    let error = failed(&cluster.isle(&["link", "cut", "us-east-1", "mars"]), 1);
+    assert_eq!((&error["code"], &error["reason"]), (&json!("INVALID_ARGUMENT"), &json!("INVALID_FIELD")));
+    assert!(error["message"].as_str().unwrap().contains("mars"));
+    let slow = cluster.isle(&["link", "slow", "us-east-1", "eu-west-1", "--one-way", "--delay", "80ms"]);
+    assert!(slow.status.success());
+    let lines: Vec<Json> =
+        String::from_utf8(slow.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let slowed: Vec<&Json> = lines.iter().filter(|link| link["delay_ms"] == 80).collect();
+    assert_eq!((lines.len(), slowed.len()), (6, 1));
+    assert_eq!((&slowed[0]["from"], &slowed[0]["to"]), (&json!("us-east-1"), &json!("eu-west-1")));
+}
