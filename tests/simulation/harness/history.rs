@@ -1,0 +1,279 @@
+//! What was asked and answered, and what each region was seen to know. Violations that show at once are noted here; the rest
+//! is the oracle's.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt::Write as _;
+use std::hash::{DefaultHasher, Hasher};
+use std::time::Duration;
+
+use bytes::Bytes;
+use isle_model::{Context, Dot, FieldKey, IncarnationTree, Kind, Reading, ShardId};
+use parking_lot::Mutex;
+
+use super::{KEYSPACE, Mix, SHARDS};
+
+const TOKENS_KEPT: usize = 6;
+const VIOLATIONS_KEPT: usize = 20;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Op {
+    Put { value: String },
+    Patch { set: Vec<(String, String)>, remove: Vec<String> },
+    Delete,
+    Increment { field: String, amount: i64 },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Not answered, or answered that it is unknown.
+    Unknown,
+    Acked(Context),
+    /// Answered by an error that promises that nothing was done.
+    Refused(String),
+}
+
+#[derive(Clone, Debug)]
+pub struct WriteFact {
+    pub site: usize,
+    pub key: String,
+    pub op: Op,
+    /// Whether the client brought a version token.
+    pub with_token: bool,
+    pub started: Duration,
+    pub outcome: Outcome,
+}
+
+/// What a region was seen to know of one field.
+#[derive(Default)]
+struct Known {
+    alive: BTreeSet<Dot>,
+    /// Shown once, and covered since.
+    dead: BTreeSet<Dot>,
+}
+
+#[derive(Default)]
+struct Inner {
+    writes: Vec<WriteFact>,
+    tokens: BTreeMap<String, VecDeque<Bytes>>,
+    known: BTreeMap<(usize, String, FieldKey), Known>,
+    witnessed: BTreeMap<(String, FieldKey, Dot), String>,
+    hash: DefaultHasher,
+    events: u64,
+    trace: Option<String>,
+    violations: Vec<String>,
+    closed: bool,
+}
+
+pub struct History {
+    mix: Mix,
+    inner: Mutex<Inner>,
+}
+
+impl History {
+    pub fn new(mix: Mix, traced: bool) -> Self {
+        let inner = Inner { trace: traced.then(String::new), ..Inner::default() };
+        History { mix, inner: Mutex::new(inner) }
+    }
+
+    /// Something that two runs of one seed must agree on.
+    pub fn event(&self, now: Duration, what: &str) {
+        self.inner.lock().event(now, what);
+    }
+
+    pub fn violation(&self, what: String) {
+        self.inner.lock().violation(what);
+    }
+
+    /// Clients stop.
+    pub fn close(&self) {
+        self.inner.lock().closed = true;
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.inner.lock().closed
+    }
+
+    pub fn begin(&self, now: Duration, fact: WriteFact) -> usize {
+        let mut inner = self.inner.lock();
+        let id = inner.writes.len();
+        inner.event(now, &format!("{id} begins at {}: {} {:?}", fact.site, fact.key, fact.op));
+        inner.writes.push(fact);
+        id
+    }
+
+    /// The id that the next write will have: values are made of it, so that each is unique.
+    pub fn next_id(&self) -> usize {
+        self.inner.lock().writes.len()
+    }
+
+    pub fn refused(&self, now: Duration, id: usize, reason: String) {
+        let mut inner = self.inner.lock();
+        inner.event(now, &format!("{id} refused: {reason}"));
+        inner.writes[id].outcome = Outcome::Refused(reason);
+    }
+
+    pub fn unknown(&self, now: Duration, id: usize, reason: &str) {
+        self.inner.lock().event(now, &format!("{id} unknown: {reason}"));
+    }
+
+    pub fn acked(&self, now: Duration, id: usize, version: &Bytes, tree: &IncarnationTree) {
+        let mut inner = self.inner.lock();
+        let (site, key) = (inner.writes[id].site, inner.writes[id].key.clone());
+        inner.event(now, &format!("{id} acked: {version:?}"));
+        match decode(&key, version) {
+            Ok(context) => {
+                inner.learn(site, &key, &context, tree, None);
+                inner.writes[id].outcome = Outcome::Acked(context);
+            }
+            Err(error) => inner.violation(format!("write {id} was answered by a version that does not decode: {error}")),
+        }
+        inner.keep_token(&key, version);
+    }
+
+    /// A read, just made.
+    pub fn read(
+        &self,
+        now: Duration,
+        site: usize,
+        key: &str,
+        reading: Option<&Reading>,
+        version: &Bytes,
+        tree: &IncarnationTree,
+    ) {
+        let mut inner = self.inner.lock();
+        inner.event(now, &format!("{site} reads {key}: {version:?}"));
+        match decode(key, version) {
+            Ok(context) => inner.learn(site, key, &context, tree, Some(self.mix)),
+            Err(error) => inner.violation(format!("a read of {key} has a version that does not decode: {error}")),
+        }
+        for (field, siblings) in reading.iter().flat_map(|reading| &reading.values) {
+            for sibling in siblings {
+                let value = String::from_utf8_lossy(&sibling.value.bytes).into_owned();
+                inner.witness(key, FieldKey { kind: Kind::Value, name: field.clone() }, sibling.dot, value);
+            }
+        }
+        inner.keep_token(key, version);
+    }
+
+    /// A recent version token of a key, from whatever region.
+    pub fn token(&self, key: &str, pick: impl FnOnce(usize) -> usize) -> Option<Bytes> {
+        let inner = self.inner.lock();
+        let tokens = inner.tokens.get(key).filter(|tokens| !tokens.is_empty())?;
+        tokens.get(pick(tokens.len())).cloned()
+    }
+
+    pub fn writes(&self) -> Vec<WriteFact> {
+        self.inner.lock().writes.clone()
+    }
+
+    /// Every value that a reader was shown, by the write's dot.
+    pub fn witnessed(&self) -> BTreeMap<(String, FieldKey, Dot), String> {
+        self.inner.lock().witnessed.clone()
+    }
+
+    /// What some region, having shown it, was seen to know covered.
+    pub fn dead(&self) -> BTreeSet<(String, FieldKey, Dot)> {
+        let inner = self.inner.lock();
+        let dots = |((_, key, field), known): (&(usize, String, FieldKey), &Known)| {
+            known.dead.iter().map(|dot| (key.clone(), field.clone(), *dot)).collect::<Vec<_>>()
+        };
+        inner.known.iter().flat_map(dots).collect()
+    }
+
+    pub fn violations(&self) -> Vec<String> {
+        self.inner.lock().violations.clone()
+    }
+
+    pub fn hash(&self) -> u64 {
+        self.inner.lock().hash.finish()
+    }
+
+    pub fn events(&self) -> u64 {
+        self.inner.lock().events
+    }
+
+    pub fn take_trace(&self) -> Option<String> {
+        self.inner.lock().trace.take()
+    }
+}
+
+fn decode(key: &str, version: &Bytes) -> Result<Context, isle_model::BadToken> {
+    Context::decode(&super::token_key(), KEYSPACE, key.as_bytes(), version)
+}
+
+pub fn shard_of(key: &str) -> ShardId {
+    ShardId::of(KEYSPACE, key.as_bytes(), SHARDS)
+}
+
+impl Inner {
+    fn event(&mut self, now: Duration, what: &str) {
+        self.events += 1;
+        self.hash.write_u128(now.as_nanos());
+        self.hash.write(what.as_bytes());
+        if let Some(trace) = &mut self.trace {
+            let short: String = what.chars().take(400).collect();
+            let _ = writeln!(trace, "{:>12.6} {short}", now.as_secs_f64());
+        }
+    }
+
+    fn violation(&mut self, what: String) {
+        if self.violations.len() < VIOLATIONS_KEPT {
+            self.violations.push(what);
+        }
+    }
+
+    fn keep_token(&mut self, key: &str, version: &Bytes) {
+        let tokens = self.tokens.entry(key.to_owned()).or_default();
+        tokens.push_back(version.clone());
+        if tokens.len() > TOKENS_KEPT {
+            tokens.pop_front();
+        }
+    }
+
+    /// What a region's answer says of what it knows. An acknowledgement may come after a read of something newer, so only a
+    /// read (`Some`) can show that something came back.
+    fn learn(&mut self, site: usize, key: &str, context: &Context, tree: &IncarnationTree, read: Option<Mix>) {
+        let lineage = tree.shard(shard_of(key));
+        let mut returned = Vec::new();
+        for (field, seen) in context.fields().iter().filter(|(field, _)| field.kind == Kind::Value) {
+            let known = self.known.entry((site, key.to_owned(), field.clone())).or_default();
+            let live: BTreeSet<Dot> = seen.shown.iter().chain(&seen.hidden).copied().collect();
+            returned.extend(live.intersection(&known.dead).map(|dot| (field.clone(), *dot)));
+            let covered = |dot: &Dot| !live.contains(dot) && lineage.knows(dot.incarnation) && seen.seen.covers(*dot, lineage);
+            let gone: Vec<Dot> = known.alive.iter().filter(|dot| covered(dot)).copied().collect();
+            for dot in gone {
+                known.alive.remove(&dot);
+                known.dead.insert(dot);
+            }
+            let new: Vec<Dot> = live.difference(&known.dead).copied().collect();
+            known.alive.extend(new);
+        }
+        let Some(mix) = read else { return };
+        // A field of which nothing is known any more was deleted, and its tombstone forgotten.
+        let from = (site, key.to_owned(), FieldKey::value(""));
+        for ((_, _, field), known) in
+            self.known.range_mut(from..).take_while(|((s, k, _), _)| *s == site && k == key)
+        {
+            if context.get(field).is_none() {
+                known.dead.append(&mut known.alive);
+            }
+        }
+        if mix.is_honest() {
+            for (field, dot) in returned {
+                self.violation(format!("{key} {:?}: {dot} is shown again in region {site} after it was covered", field.name));
+            }
+        }
+    }
+
+    fn witness(&mut self, key: &str, field: FieldKey, dot: Dot, value: String) {
+        match self.witnessed.get(&(key.to_owned(), field.clone(), dot)) {
+            Some(before) if *before != value => {
+                self.violation(format!("{dot} named {before:?} and then {value:?}"));
+            }
+            Some(_) => {}
+            None => {
+                self.witnessed.insert((key.to_owned(), field, dot), value);
+            }
+        }
+    }
+}

@@ -1,0 +1,380 @@
+//! One run: faults and work for a while, then healing, then the reckoning.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use isle_model::{Delta, Dot, ShardId};
+use isle_node::{LinkState, Node, NodeState};
+use isle_store::disk::Crash;
+use isle_store::{LogPosition, TailError, codec};
+use rand::Rng;
+use rand::rngs::StdRng;
+
+use super::history::History;
+use super::oracle;
+use super::workload::Shape;
+use super::world::{Tuning, World};
+use super::{KEYSPACE, Mix, SHARDS, SITES, rng_of};
+
+/// How long healed regions may take to agree, and then to forget their tombstones.
+const HEALING_MAX: Duration = Duration::from_secs(180);
+
+/// What a run came to.
+#[derive(Clone, Debug)]
+pub struct Ran {
+    pub hash: u64,
+    pub events: u64,
+    pub simulated: Duration,
+    pub crashes: u64,
+    pub states_taken: u64,
+}
+
+/// Runs one seed; an error says which law was broken.
+pub fn run(seed: u64, mix: Mix) -> Result<Ran, String> {
+    Run::new(seed, mix, false).run()
+}
+
+/// The same, and the whole history in words.
+pub fn trace(seed: u64, mix: Mix) -> (Result<Ran, String>, String) {
+    let run = Run::new(seed, mix, true);
+    let history = run.history.clone();
+    (run.run(), history.take_trace().unwrap_or_default())
+}
+
+struct Run {
+    mix: Mix,
+    rng: StdRng,
+    world: World,
+    history: Arc<History>,
+    tuning: Tuning,
+    deltas: BTreeMap<(ShardId, Dot), Delta>,
+    tailed: Vec<LogPosition>,
+    /// When a crashed site comes back.
+    back_at: BTreeMap<usize, Duration>,
+    crashes: u64,
+    states_taken: u64,
+}
+
+impl Run {
+    fn new(seed: u64, mix: Mix, traced: bool) -> Self {
+        let mut rng = rng_of(seed, "run");
+        let history = Arc::new(History::new(mix, traced));
+        let bulky = mix != Mix::Calm && rng.random_bool(0.4);
+        let tuning = Tuning {
+            log_budget_bytes: if bulky { 128 << 10 } else { 16 << 20 },
+            segment_bytes: 64 << 10,
+            shape: Shape {
+                keys: rng.random_range(2..20),
+                think_ms_max: rng.random_range(40..250),
+                value_bytes_max: if bulky { 3000 } else { 60 },
+                wide_percent: rng.random_range(0..40),
+            },
+            clients: rng.random_range(1..4),
+        };
+        let world = World::new(seed, tuning, history.clone());
+        let tailed = vec![LogPosition(0); SITES.len()];
+        let deltas = BTreeMap::new();
+        Run { mix, rng, world, history, tuning, deltas, tailed, back_at: BTreeMap::new(), crashes: 0, states_taken: 0 }
+    }
+
+    fn run(mut self) -> Result<Ran, String> {
+        for site in 0..SITES.len() {
+            self.start(site)?;
+        }
+        let span = Duration::from_secs(self.rng.random_range(5..30));
+        while self.world.now() < span {
+            let pause = Duration::from_micros(self.rng.random_range(1_000..800_000));
+            self.world.advance(pause);
+            self.fault();
+            self.bring_back()?;
+            self.look()?;
+        }
+        self.heal()?;
+        self.settle("the regions agree", Self::disagreement)?;
+        self.settle("every tombstone is forgotten", Self::tombstones)?;
+        self.look()?;
+        oracle::check(self.mix, &self.history, &self.deltas, &self.nodes())?;
+        self.note_end();
+        let simulated = self.world.now();
+        self.world.shutdown();
+        Ok(Ran {
+            hash: self.history.hash(),
+            events: self.history.events(),
+            simulated,
+            crashes: self.crashes,
+            states_taken: self.states_taken,
+        })
+    }
+
+    fn start(&mut self, site: usize) -> Result<(), String> {
+        self.tailed[site] = LogPosition(0);
+        match self.world.start(site) {
+            Ok(()) => Ok(()),
+            Err(error) if self.mix.is_honest() => {
+                Err(format!("region {site} does not open what an honest disk kept: {error}"))
+            }
+            Err(error) => {
+                self.history.event(self.world.now(), &format!("{site} gets a new disk: {error}"));
+                self.world.replace_disk(site);
+                self.world.start(site).map_err(|error| format!("an empty disk does not open: {error}"))
+            }
+        }
+    }
+
+    fn fault(&mut self) {
+        let (a, b) = self.pair();
+        let weight = match self.mix {
+            Mix::Calm => self.rng.random_range(0..30),
+            Mix::Partitions => self.rng.random_range(0..80),
+            Mix::Crashes | Mix::Lying => self.rng.random_range(0..100),
+        };
+        let what = match weight {
+            0..20 => self.slow(a, b),
+            20..30 => self.jump(),
+            30..40 => self.shut(&[(a, b)]),
+            40..50 => self.shut(&[(a, b), (b, a)]),
+            50..57 => {
+                let c = SITES.len() - a - b;
+                self.shut(&[(a, b), (b, a), (a, c), (c, a)])
+            }
+            57..63 => {
+                self.world.links.change(a, b, |gate| gate.resets += 1);
+                self.world.links.change(b, a, |gate| gate.resets += 1);
+                format!("{a} and {b} are reset")
+            }
+            63..80 => {
+                self.open_all();
+                "links heal".to_owned()
+            }
+            _ => self.crash(),
+        };
+        self.history.event(self.world.now(), &what);
+    }
+
+    fn pair(&mut self) -> (usize, usize) {
+        let a = self.rng.random_range(0..SITES.len());
+        let b = (a + self.rng.random_range(1..SITES.len())) % SITES.len();
+        (a, b)
+    }
+
+    fn slow(&mut self, a: usize, b: usize) -> String {
+        let min = Duration::from_millis(self.rng.random_range(0..150));
+        let max = min + Duration::from_millis(self.rng.random_range(0..150));
+        self.world.links.change(a, b, |gate| {
+            gate.delay_min = min;
+            gate.delay_max = max;
+        });
+        format!("{a} to {b} takes {min:?} to {max:?}")
+    }
+
+    fn jump(&mut self) -> String {
+        let site = self.rng.random_range(0..SITES.len());
+        let most = if self.mix == Mix::Calm { 200 } else { 60_000 };
+        let ms = self.rng.random_range(-most..most);
+        self.world.jump(site, ms);
+        format!("the clock of {site} is {ms} ms off")
+    }
+
+    fn shut(&mut self, directions: &[(usize, usize)]) -> String {
+        for (from, to) in directions {
+            self.world.links.change(*from, *to, |gate| gate.shut = true);
+        }
+        format!("shut: {directions:?}")
+    }
+
+    fn open_all(&mut self) {
+        for from in 0..SITES.len() {
+            for to in (0..SITES.len()).filter(|to| *to != from) {
+                self.world.links.change(from, to, |gate| gate.shut = false);
+            }
+        }
+    }
+
+    fn crash(&mut self) -> String {
+        let site = self.rng.random_range(0..SITES.len());
+        if !self.world.is_up(site) {
+            return format!("{site} is down");
+        }
+        let how = match (self.mix, self.rng.random_range(0..10)) {
+            (Mix::Lying, 0..5) => Crash::Lying { syncs: self.rng.random_range(1..40) },
+            (_, 5..7) => Crash::Process,
+            (_, 7..9) => Crash::KeepSome,
+            _ => Crash::KeepSynced,
+        };
+        self.collect(site);
+        self.count_states(site);
+        self.world.crash(site, how);
+        self.crashes += 1;
+        let away = match self.rng.random_range(0..10) {
+            0..5 => Duration::ZERO,
+            5..9 => Duration::from_millis(self.rng.random_range(0..3000)),
+            _ => Duration::from_secs(self.rng.random_range(3..15)),
+        };
+        self.back_at.insert(site, self.world.now() + away);
+        format!("{site} crashes, {how:?}, for {away:?}")
+    }
+
+    /// Starts what has been down for long enough, and what has stopped by itself, as a supervisor would.
+    fn bring_back(&mut self) -> Result<(), String> {
+        let now = self.world.now();
+        let due: Vec<usize> = self.back_at.iter().filter(|(_, at)| **at <= now).map(|(site, _)| *site).collect();
+        for site in due {
+            self.back_at.remove(&site);
+            self.start(site)?;
+        }
+        for site in 0..SITES.len() {
+            let Some(node) = self.world.node(site) else { continue };
+            let state = node.status().state;
+            if matches!(state, NodeState::Stopped { .. } | NodeState::WritesStopped { .. }) {
+                if self.mix.is_honest() {
+                    return Err(format!("region {site} stops by itself: {state:?}"));
+                }
+                self.history.event(now, &format!("{site} has stopped: {state:?}"));
+                self.collect(site);
+                self.world.crash(site, Crash::Process);
+                self.start(site)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What must hold at every moment.
+    fn look(&mut self) -> Result<(), String> {
+        for site in 0..SITES.len() {
+            self.collect(site);
+            let Some(node) = self.world.node(site) else { continue };
+            let stats = node.store().stats();
+            let slack = 6 * self.tuning.segment_bytes;
+            if stats.log_bytes > self.tuning.log_budget_bytes + slack {
+                let budget = self.tuning.log_budget_bytes;
+                return Err(format!("the log of {site} has {} bytes, its budget is {budget}", stats.log_bytes));
+            }
+            if stats.overlay_bytes > (4 << 20) + (1 << 20) {
+                return Err(format!("the overlay of {site} has {} bytes", stats.overlay_bytes));
+            }
+            if let Some(reason) = stats.view_failed {
+                return Err(format!("the view of {site} has failed: {reason}"));
+            }
+        }
+        match self.history.violations().first() {
+            Some(violation) => Err(violation.clone()),
+            None => Ok(()),
+        }
+    }
+
+    /// Reads what a node's log has durably gained: no dot may ever name two things.
+    fn collect(&mut self, site: usize) {
+        let Some(node) = self.world.node(site).cloned() else { return };
+        let mut at = self.tailed[site];
+        loop {
+            match node.store().tail(at, 1 << 20) {
+                Ok(tail) => {
+                    for item in &tail.items {
+                        self.see_delta(site, item.encoded.clone());
+                    }
+                    if tail.upto <= at {
+                        break;
+                    }
+                    at = tail.upto;
+                }
+                Err(TailError::Trimmed { oldest }) if oldest > at => at = oldest,
+                Err(error) => {
+                    self.history.violation(format!("the log of {site} cannot be read: {error}"));
+                    break;
+                }
+            }
+        }
+        self.tailed[site] = at;
+    }
+
+    fn see_delta(&mut self, site: usize, encoded: bytes::Bytes) {
+        let delta = match codec::decode_delta(encoded) {
+            Ok(delta) => delta,
+            Err(error) => return self.history.violation(format!("{site} logged what does not decode: {error}")),
+        };
+        // A dot counts in its shard.
+        let dot = (delta.shard, delta.dot);
+        match self.deltas.get(&dot) {
+            Some(before) if *before != delta => {
+                self.history.violation(format!("{dot:?} names two deltas: {before:?} and {delta:?}"));
+            }
+            Some(_) => {}
+            None => drop(self.deltas.insert(dot, delta)),
+        }
+    }
+
+    fn heal(&mut self) -> Result<(), String> {
+        self.history.event(self.world.now(), "everything heals");
+        self.open_all();
+        for a in 0..SITES.len() {
+            self.world.jump(a, 0);
+            for b in (0..SITES.len()).filter(|b| *b != a) {
+                self.world.links.change(a, b, |gate| {
+                    gate.delay_min = Duration::from_millis(1);
+                    gate.delay_max = Duration::from_millis(5);
+                });
+            }
+        }
+        self.back_at.values_mut().for_each(|at| *at = Duration::ZERO);
+        self.bring_back()?;
+        self.history.close();
+        Ok(())
+    }
+
+    fn settle(&mut self, what: &str, missing: fn(&Self) -> Option<String>) -> Result<(), String> {
+        let deadline = self.world.now() + HEALING_MAX;
+        while let Some(missing) = missing(self) {
+            if self.world.now() > deadline {
+                return Err(format!("not within {HEALING_MAX:?} of healing: {what}\n{missing}"));
+            }
+            self.world.advance(Duration::from_millis(200));
+            self.bring_back()?;
+            self.look()?;
+        }
+        Ok(())
+    }
+
+    fn disagreement(&self) -> Option<String> {
+        let all: Vec<_> = self.nodes().iter().map(|node| node.status()).collect();
+        let agree = all.len() == SITES.len()
+            && all.iter().all(|status| {
+                status.digest.is_some()
+                    && status.digest == all[0].digest
+                    && status.records == all[0].records
+                    && status.state == NodeState::Serving
+                    && status.peers.iter().all(|peer| peer.state == LinkState::Live && peer.lag_bytes == 0)
+            });
+        (!agree).then(|| all.iter().map(|status| format!("{status:?}")).collect::<Vec<_>>().join("\n"))
+    }
+
+    fn tombstones(&self) -> Option<String> {
+        let mut left = Vec::new();
+        for (site, node) in self.nodes().iter().enumerate() {
+            for shard in 0..SHARDS {
+                for (key, _) in node.store().tombstones(KEYSPACE, ShardId(shard), b"", 1000).unwrap() {
+                    left.push(format!("{} in {site}", String::from_utf8_lossy(&key)));
+                }
+            }
+        }
+        (!left.is_empty()).then(|| left.join(", "))
+    }
+
+    fn nodes(&self) -> Vec<Arc<Node>> {
+        (0..SITES.len()).filter_map(|site| self.world.node(site).cloned()).collect()
+    }
+
+    fn count_states(&mut self, site: usize) {
+        let Some(node) = self.world.node(site) else { return };
+        self.states_taken += node.counters().peers().values().map(|peer| peer.state_chunks_in.get()).sum::<u64>();
+    }
+
+    fn note_end(&mut self) {
+        for (site, node) in self.nodes().iter().enumerate() {
+            self.count_states(site);
+            let status = node.status();
+            let end = format!("{site} ends: {:?} {} records, log {:?}", status.digest, status.records, node.store().appended());
+            self.history.event(self.world.now(), &end);
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! Which seeds to run, and running them side by side: each on a thread of its own, none knowing of the others.
+
+use std::panic::catch_unwind;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+
+use super::Mix;
+use super::run::{Ran, run, trace};
+
+/// One seed in one mix.
+pub type Case = (u64, Mix);
+
+/// Settings of the test run. The simulation itself never looks at the environment.
+#[allow(clippy::disallowed_methods)]
+pub fn setting(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")))
+}
+
+/// `ISLE_SIM_SEED=n` is one seed, in every mix (or, by `ISLE_SIM_MIX=0..3`, in one); `ISLE_SIM_SEEDS=n` so many cases in all.
+pub fn cases(by_default: u64) -> Vec<Case> {
+    let mixes = match setting("ISLE_SIM_MIX") {
+        Some(one) => vec![Mix::ALL[one as usize]],
+        None => Mix::ALL.to_vec(),
+    };
+    if let Some(seed) = setting("ISLE_SIM_SEED") {
+        return mixes.into_iter().map(|mix| (seed, mix)).collect();
+    }
+    let count = setting("ISLE_SIM_SEEDS").unwrap_or(by_default);
+    (0..count).map(|n| (n, mixes[n as usize % mixes.len()])).collect()
+}
+
+/// How to run a case again.
+pub fn rerun(case: Case) -> String {
+    let mix = Mix::ALL.iter().position(|mix| *mix == case.1).expect("every mix is listed");
+    format!("ISLE_SIM_SEED={} ISLE_SIM_MIX={mix} cargo test --test simulation -- --nocapture laws", case.0)
+}
+
+/// A panic anywhere in the run fails it like a broken law does. `ISLE_SIM_TRACE=1` prints the whole history.
+fn run_one((seed, mix): Case) -> Result<Ran, String> {
+    let ran = catch_unwind(|| match setting("ISLE_SIM_TRACE") {
+        Some(_) => {
+            let (ran, story) = trace(seed, mix);
+            eprintln!("{story}");
+            ran
+        }
+        None => run(seed, mix),
+    });
+    ran.unwrap_or_else(|panic| {
+        let words = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+        Err(format!("panic: {}", words.unwrap_or("without words")))
+    })
+}
+
+/// Runs all cases; what came of each, in order.
+#[allow(clippy::disallowed_methods)]
+pub fn run_all(cases: &[Case]) -> Vec<(Case, Result<Ran, String>)> {
+    let next = AtomicUsize::new(0);
+    let done = Mutex::new(Vec::with_capacity(cases.len()));
+    let threads = setting("ISLE_SIM_THREADS").unwrap_or(2);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let ran = run_one(*case);
+                    if let Err(error) = &ran {
+                        eprintln!("seed {} {:?} fails: {error:.3000}\n  again: {}", case.0, case.1, rerun(*case));
+                    }
+                    done.lock().push((*case, ran));
+                }
+            });
+        }
+    });
+    let mut done = done.into_inner();
+    done.sort_by_key(|(case, _)| *case);
+    done
+}

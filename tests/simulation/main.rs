@@ -1,0 +1,33 @@
+//! The simulation: three regions under faults, thousands of times over. `ISLE_SIM_SEED=n` runs one seed again,
+//! `ISLE_SIM_SEEDS=10000` as many as wanted.
+#![allow(clippy::unwrap_used)]
+
+mod harness;
+
+use std::time::Duration;
+
+use harness::Mix;
+use harness::seeds::{cases, run_all};
+
+#[test]
+fn the_laws_hold_under_four_mixes_of_faults() {
+    let cases = cases(200);
+    let all = run_all(&cases);
+    for mix in Mix::ALL {
+        let ran = || all.iter().filter(|((_, m), _)| *m == mix).filter_map(|(_, ran)| ran.as_ref().ok());
+        let (simulated, events): (Duration, u64) = (ran().map(|r| r.simulated).sum(), ran().map(|r| r.events).sum());
+        let (crashes, states): (u64, u64) = (ran().map(|r| r.crashes).sum(), ran().map(|r| r.states_taken).sum());
+        println!("{mix:?}: {simulated:.0?}, {events} events, {crashes} crashes, {states} chunks of state taken");
+    }
+    let failed: Vec<_> = all.into_iter().filter(|(_, ran)| ran.is_err()).map(|(case, _)| case).collect();
+    assert!(failed.is_empty(), "{} of {} cases fail: {failed:?}", failed.len(), cases.len());
+}
+
+#[test]
+fn the_same_seed_has_the_same_history() {
+    let cases: Vec<_> = (0..5).map(|seed| (seed, Mix::ALL[seed as usize % 4])).collect();
+    let hashes = || -> Vec<_> {
+        run_all(&cases).into_iter().map(|(case, ran)| (case, ran.map(|ran| (ran.hash, ran.events)))).collect()
+    };
+    assert_eq!(hashes(), hashes());
+}
