@@ -86,10 +86,9 @@ mod tests {
         let slow = service_fn(move |request: Request<()>| {
             let released = released.clone();
             async move {
-                if request.uri().path() == "/isle.v1.Kv/Get" {
-                    if let Some(released) = released.lock().await.take() {
-                        released.await.unwrap();
-                    }
+                let is_slow = request.uri().path() == "/isle.v1.Kv/Get";
+                if is_slow && let Some(released) = released.lock().await.take() {
+                    released.await.unwrap();
                 }
                 Ok::<_, Infallible>(Response::new(Body::empty()))
             }

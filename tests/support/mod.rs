@@ -132,9 +132,17 @@ pub fn dev(data_dir: Option<&Path>) -> Process {
 
 /// One region, with a data directory.
 pub fn serve(data_dir: &Path, settings: &[&str]) -> Process {
+    serve_with(data_dir, None, settings)
+}
+
+/// The same, with a config file beneath the settings.
+pub fn serve_with(data_dir: &Path, config: Option<&Path>, settings: &[&str]) -> Process {
     let start = |port: u16| {
         let mut command = isle();
         command.args(["serve", "--set", "region=solo", "--data-dir"]).arg(data_dir);
+        if let Some(path) = config {
+            command.arg("--config").arg(path);
+        }
         for (key, port) in [("client", port), ("peer", port + 1), ("http", port + 2)] {
             command.args(["--set", &format!("listen.{key}=127.0.0.1:{port}")]);
         }
