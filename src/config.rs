@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use isle_model::limits;
 
-pub use keys::{KEYS, Key};
+pub use keys::{KEYS, Key, help};
 
 /// One region node.
 #[derive(Clone, Debug, PartialEq)]

@@ -83,8 +83,8 @@ fn concurrent_writes_on_both_sides_of_a_cut_end_in_one_digest_and_are_counted() 
     for other in ["us-east-1", "ap-southeast-1"] {
         done(&cluster.isle(&["link", "cut", "eu-west-1", other]));
     }
-    for region in 0..3 {
-        let text = format!("of {}", REGIONS[region]);
+    for (region, name) in REGIONS.iter().enumerate() {
+        let text = format!("of {name}");
         done(&isle_at(&endpoint(&cluster, region), &["put", "default", "same", &text]));
         done(&isle_at(&endpoint(&cluster, region), &["incr", "default", "visits", "n", "2"]));
     }

@@ -8,6 +8,7 @@ use crate::config::{Config, Draft};
 use crate::server::{self, Ports};
 
 #[derive(Args)]
+#[command(after_help = crate::config::help())]
 pub struct Serve {
     /// A TOML file; ISLE_… variables and flags are laid over it
     #[arg(long, env = "ISLE_CONFIG", value_name = "FILE")]

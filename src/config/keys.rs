@@ -8,6 +8,9 @@ use crate::units;
 
 pub struct Key {
     pub name: &'static str,
+    /// As it would be written; empty where there is none.
+    pub default: &'static str,
+    pub help: &'static str,
     pub set: fn(&mut Config, &str) -> Result<(), String>,
 }
 
@@ -18,9 +21,11 @@ impl Key {
 }
 
 macro_rules! keys {
-    ($($name:literal => |$config:ident, $text:ident| $place:expr, $read:expr;)*) => {
+    ($($name:literal = $default:literal, $help:literal => |$config:ident, $text:ident| $place:expr, $read:expr;)*) => {
         pub const KEYS: &[Key] = &[$(Key {
             name: $name,
+            default: $default,
+            help: $help,
             set: |$config, $text| {
                 $place = $read?;
                 Ok(())
@@ -30,30 +35,44 @@ macro_rules! keys {
 }
 
 keys! {
-    "cluster" => |c, text| c.cluster, string(text);
-    "region" => |c, text| c.region, string(text);
-    "data_dir" => |c, text| c.data_dir, path(text);
-    "shards" => |c, text| c.shards, number(text);
-    "insecure" => |c, text| c.insecure, truth(text);
-    "cluster_key_file" => |c, text| c.cluster_key_file, path(text).map(Some);
-    "advertise" => |c, text| c.advertise, string(text).map(Some);
-    "listen.client" => |c, text| c.listen.client, address(text);
-    "listen.peer" => |c, text| c.listen.peer, address(text);
-    "listen.http" => |c, text| c.listen.http, address(text);
-    "tls.cert" => |c, text| tls(c).cert, path(text);
-    "tls.key" => |c, text| tls(c).key, path(text);
-    "tls.ca" => |c, text| tls(c).ca, path(text);
-    "limits.requests_max" => |c, text| c.limits.requests_max, number(text);
-    "limits.queue_bytes_max" => |c, text| c.limits.queue_bytes_max, size(text);
-    "limits.log_budget_bytes" => |c, text| c.limits.log_budget_bytes, size(text);
-    "limits.log_budget_age" => |c, text| c.limits.log_budget_age, duration(text);
-    "limits.clock_drift_max" => |c, text| c.limits.clock_drift_max, duration(text);
-    "limits.tombstone_horizon" => |c, text| c.limits.tombstone_horizon, duration(text);
-    "limits.drain_timeout" => |c, text| c.limits.drain_timeout, duration(text);
-    "store.segment_bytes" => |c, text| c.store.segment_bytes, size(text);
-    "store.overlay_bytes_max" => |c, text| c.store.overlay_bytes_max, size(text);
-    "store.view_cache_bytes" => |c, text| c.store.view_cache_bytes, size(text);
-    "store.checkpoint_log_bytes" => |c, text| c.store.checkpoint_log_bytes, size(text);
+    "cluster" = "isle", "the same in every region" => |c, text| c.cluster, string(text);
+    "region" = "", "this region's name" => |c, text| c.region, string(text);
+    "data_dir" = "", "where the data is kept" => |c, text| c.data_dir, path(text);
+    "shards" = "4", "fixed when the cluster is made, the same in every region" => |c, text| c.shards, number(text);
+    "insecure" = "false", "serve beyond loopback without [tls]" => |c, text| c.insecure, truth(text);
+    "cluster_key_file" = "", "64 hexadecimal digits, the same in every region: signs tokens" => |c, text| c.cluster_key_file, path(text).map(Some);
+    "advertise" = "", "how clients reach this region, if not at listen.client" => |c, text| c.advertise, string(text).map(Some);
+    "listen.client" = "127.0.0.1:7400", "gRPC for clients" => |c, text| c.listen.client, address(text);
+    "listen.peer" = "127.0.0.1:7401", "gRPC for other regions" => |c, text| c.listen.peer, address(text);
+    "listen.http" = "127.0.0.1:7402", "metrics and health" => |c, text| c.listen.http, address(text);
+    "tls.cert" = "", "PEM, for clients and peers" => |c, text| tls(c).cert, path(text);
+    "tls.key" = "", "PEM" => |c, text| tls(c).key, path(text);
+    "tls.ca" = "", "PEM: whom peers have to be vouched for by" => |c, text| tls(c).ca, path(text);
+    "limits.requests_max" = "1024", "requests of clients at once; more are refused" => |c, text| c.limits.requests_max, number(text);
+    "limits.queue_bytes_max" = "32MiB", "writes waiting in a shard; more are refused" => |c, text| c.limits.queue_bytes_max, size(text);
+    "limits.log_budget_bytes" = "4GiB", "what a dead peer may cost in disk; beyond, it is completed by state" => |c, text| c.limits.log_budget_bytes, size(text);
+    "limits.log_budget_age" = "24h", "the same, in time" => |c, text| c.limits.log_budget_age, duration(text);
+    "limits.clock_drift_max" = "10s", "stamps further ahead never advance this clock" => |c, text| c.limits.clock_drift_max, duration(text);
+    "limits.tombstone_horizon" = "7d", "a region away for longer is not waited for" => |c, text| c.limits.tombstone_horizon, duration(text);
+    "limits.drain_timeout" = "10s", "how long requests may take to end when stopping" => |c, text| c.limits.drain_timeout, duration(text);
+    "store.segment_bytes" = "64MiB", "size of a file of the commit log" => |c, text| c.store.segment_bytes, size(text);
+    "store.overlay_bytes_max" = "256MiB", "newest records in memory" => |c, text| c.store.overlay_bytes_max, size(text);
+    "store.view_cache_bytes" = "64MiB", "sled's page cache" => |c, text| c.store.view_cache_bytes, size(text);
+    "store.checkpoint_log_bytes" = "256MiB", "log between two checkpoints" => |c, text| c.store.checkpoint_log_bytes, size(text);
+}
+
+/// Every setting, a line each, for `isle serve --help`.
+pub fn help() -> String {
+    let width = KEYS.iter().map(|key| key.name.len()).max().unwrap_or_default();
+    let line = |key: &Key| {
+        let default = if key.default.is_empty() { String::new() } else { format!(" [{}]", key.default) };
+        format!("  {:width$}  {}{default}\n", key.name, key.help)
+    };
+    let keys: String = KEYS.iter().map(line).collect();
+    format!(
+        "Settings, with their defaults (in the file, as ISLE_… with _ for a dot, or by --set):\n{keys}\
+         \nIn the file alone: [[peers]] region, endpoint, client_endpoint; [[keyspaces]] id, name."
+    )
 }
 
 fn tls(config: &mut Config) -> &mut Tls {

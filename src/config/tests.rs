@@ -109,3 +109,13 @@ fn every_key_has_a_variable_of_its_own() {
     names.dedup();
     assert_eq!(names.len(), KEYS.len());
 }
+
+#[test]
+fn the_defaults_shown_are_the_defaults() {
+    let mut config = Config::default();
+    for key in KEYS.iter().filter(|key| !key.default.is_empty()) {
+        (key.set)(&mut config, key.default).unwrap();
+    }
+    assert_eq!(config, Config::default());
+    assert!(help().contains("limits.log_budget_bytes") && help().contains("[4GiB]"));
+}
