@@ -1,10 +1,13 @@
 //! Conversions between the stored messages and the model, validated once: what comes out is sound.
 
 use bytes::Bytes;
-use isle_model::limits::{FIELD_NAME_BYTES_MAX, FIELDS_MAX, KEY_BYTES_MAX, NAME_BYTES_MAX, VALUE_BYTES_MAX, VECTOR_ENTRIES_MAX};
+use isle_model::limits::{
+    FIELD_NAME_BYTES_MAX, FIELDS_MAX, KEY_BYTES_MAX, NAME_BYTES_MAX, VALUE_BYTES_MAX, VECTOR_ENTRIES_MAX,
+};
 use isle_model::{
-    Body, Counter, Covered, Delta, Dot, Epoch, Fate, Field, FieldKey, FieldName, Generation, Hlc, Incarnation, Kind, KeyspaceId,
-    LedgerEntry, Record, Region, Register, Row, ShardId, Sibling, Statement, Total, Value, ValueType, Vector, Write,
+    Body, Counter, Covered, Delta, Dot, Epoch, Fate, Field, FieldKey, FieldName, Generation, Hlc, Incarnation,
+    KeyspaceId, Kind, LedgerEntry, Record, Region, Register, Row, ShardId, Sibling, Statement, Total, Value, ValueType,
+    Vector, Write,
 };
 
 use crate::storage as s;
@@ -189,8 +192,12 @@ fn to_counter(from: s::Counter) -> Result<Counter, Unsound> {
     if !sound {
         return Err(Unsound::OutOfBounds("counter entry"));
     }
-    let totals = from.totals.into_iter().map(|t| (Incarnation(t.incarnation), Total { seq: t.seq, start: t.start, total: t.total }));
-    let covered = from.covered.into_iter().map(|c| (Incarnation(c.incarnation), Covered { seq: c.seq, total: c.total }));
+    let totals = from
+        .totals
+        .into_iter()
+        .map(|t| (Incarnation(t.incarnation), Total { seq: t.seq, start: t.start, total: t.total }));
+    let covered =
+        from.covered.into_iter().map(|c| (Incarnation(c.incarnation), Covered { seq: c.seq, total: c.total }));
     Ok(Counter::from_parts(totals.collect(), covered.collect(), to_optional_vector(&from.seen)?))
 }
 
@@ -330,7 +337,9 @@ pub fn to_delta(from: s::Delta) -> Result<Delta, Unsound> {
             fields: to_fields(write.fields)?,
             ledger: to_ledger(write.ledger)?,
         }),
-        s::delta::Body::Statement(statement) => Body::Statement(Statement { absorbed: to_absorbed(statement.absorbed)? }),
+        s::delta::Body::Statement(statement) => {
+            Body::Statement(Statement { absorbed: to_absorbed(statement.absorbed)? })
+        }
     };
     Ok(Delta {
         dot: to_required_dot(from.dot, "delta's dot")?,
