@@ -189,7 +189,7 @@ impl Region {
 
     fn client_router(&self) -> Result<ClientRouter, tonic_reflection::server::Error> {
         let node = || self.node.clone();
-        let kv = KvServer::new(KvService::new(node(), self.pages.clone()))
+        let kv = KvServer::new(KvService::new(node(), self.pages.clone(), self.requests_max))
             .max_decoding_message_size(CLIENT_MESSAGE_BYTES_MAX)
             .max_encoding_message_size(CLIENT_MESSAGE_BYTES_MAX);
         let cluster = ClusterServer::new(ClusterService::new(node(), self.facts.clone()));

@@ -153,6 +153,21 @@ async fn a_stream_of_writes_is_answered_in_order() {
 }
 
 #[tokio::test]
+async fn one_write_stream_too_many_is_refused_until_another_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = serve(dir.path(), &["limits.requests_max=8"]);
+    let options = Options { retry: Retry::never(), ..Options::default() };
+    let client = Client::connect_with(&node.endpoint, options).await.unwrap();
+    let (writes, mut results) = client.write_stream().await.unwrap();
+    let refused = client.write_stream().await.map(|_| ()).unwrap_err();
+    assert_eq!((refused.code, refused.reason.as_str()), (Code::ResourceExhausted, "QUEUE_FULL"));
+    assert!(refused.retry_after.is_some());
+    drop(writes);
+    assert!(results.next().await.unwrap().is_none());
+    client.write_stream().await.unwrap();
+}
+
+#[tokio::test]
 async fn what_is_over_a_limit_is_refused_by_name() {
     let served = served().await;
     let mut kv = served.kv().await;
@@ -324,7 +339,8 @@ async fn sigterm_stops_cleanly_and_nothing_is_lost() {
     let mut node = serve(dir.path(), &[]);
     let client = Client::connect(&node.endpoint).await.unwrap();
     client.put("default", "k", Value::from("kept"), WriteOptions::default()).await.unwrap();
-    assert_eq!(tokio::task::spawn_blocking(move || node.stop()).await.unwrap(), Some(0));
+    drop(client);
+    assert_eq!(node.stop(), Some(0));
     let again = serve(dir.path(), &[]);
     let client = Client::connect(&again.endpoint).await.unwrap();
     let read = client.get("default", "k", v1::ReadOptions::default()).await.unwrap();

@@ -16,12 +16,13 @@ use isle_proto::v1::kv_server::Kv;
 use isle_proto::v1::put_request::Precondition;
 use isle_proto::v1::write_operation::Operation;
 use prost::Message;
+use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::wire;
 use crate::page_token::PageKey;
 use crate::request_context;
-use crate::status_table::{bad_field, item_of, item_of_node, not_served, of_node, reply_full};
+use crate::status_table::{bad_field, item_of, item_of_node, not_served, of_node, reply_full, too_many_requests};
 
 const PAGE_ITEMS_DEFAULT: usize = 100;
 /// Messages of one write stream that are carried out at once: enough to cover an fsync, little enough to hold in memory.
@@ -30,11 +31,15 @@ const STREAM_MESSAGES_MAX: usize = 8;
 pub struct KvService {
     node: Arc<Node>,
     pages: PageKey,
+    /// Open write streams: each may hold as much as `STREAM_MESSAGES_MAX` requests for as long as it lives.
+    streams: Arc<Semaphore>,
 }
 
 impl KvService {
-    pub fn new(node: Arc<Node>, pages: PageKey) -> KvService {
-        KvService { node, pages }
+    /// `requests_max` requests' worth of write streams may be open.
+    pub fn new(node: Arc<Node>, pages: PageKey, requests_max: usize) -> KvService {
+        let streams = (requests_max / STREAM_MESSAGES_MAX).clamp(1, Semaphore::MAX_PERMITS);
+        KvService { node, pages, streams: Arc::new(Semaphore::new(streams)) }
     }
 
     async fn write(&self, context: &RequestContext, request: WriteRequest) -> Result<WriteReply, Status> {
@@ -165,6 +170,7 @@ impl Kv for KvService {
         &self,
         request: Request<Streaming<v1::WriteRequest>>,
     ) -> Result<Response<Self::WriteStream>, Status> {
+        let open = self.streams.clone().try_acquire_owned().map_err(|_| too_many_requests())?;
         let context = request_context::of(&request);
         let (node, mut first) = (self.node.clone(), true);
         let answers = request.into_inner().map(move |message| {
@@ -174,7 +180,8 @@ impl Kv for KvService {
         });
         // In order, and the next messages are queued while this one is being synced. After an error nothing more is
         // answered: what follows has no result, which means that its outcome is unknown.
-        let answers = answers.buffered(STREAM_MESSAGES_MAX).scan(false, |failed, answer| {
+        let answers = answers.buffered(STREAM_MESSAGES_MAX).scan(false, move |failed, answer| {
+            let _open = &open;
             let over = std::mem::replace(failed, answer.is_err());
             std::future::ready((!over).then_some(answer))
         });
