@@ -333,7 +333,8 @@ async fn a_killed_node_has_every_acked_write_when_it_is_back() {
     }
 }
 
-#[tokio::test]
+// Another thread answers for the client's connection while this one waits for the process.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn sigterm_stops_cleanly_and_nothing_is_lost() {
     let dir = tempfile::tempdir().unwrap();
     let mut node = serve(dir.path(), &[]);
