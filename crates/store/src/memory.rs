@@ -189,9 +189,9 @@ fn lay_over(
     let mut last = None;
     loop {
         let from_above = match (above.peek(), below.peek()) {
+            // The overlay's copy was cut short: beyond its last key there is more, and the view alone may be stale.
+            (None, _) if !above_is_all => break,
             (None, None) => return Ok(Rows { rows, next: None }),
-            // The overlay's copy was cut short: beyond its last key the view alone may be stale.
-            (None, Some(_)) if !above_is_all => break,
             (None, Some(_)) => false,
             (Some(_), None) => true,
             (Some(_), Some(Err(_))) => false,
