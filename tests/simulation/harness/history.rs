@@ -37,9 +37,6 @@ pub struct WriteFact {
     pub site: usize,
     pub key: String,
     pub op: Op,
-    /// Whether the client brought a version token.
-    pub with_token: bool,
-    pub started: Duration,
     pub outcome: Outcome,
 }
 
@@ -125,7 +122,9 @@ impl History {
                 inner.learn(site, &key, &context, tree, None);
                 inner.writes[id].outcome = Outcome::Acked(context);
             }
-            Err(error) => inner.violation(format!("write {id} was answered by a version that does not decode: {error}")),
+            Err(error) => {
+                inner.violation(format!("write {id} was answered by a version that does not decode: {error}"))
+            }
         }
         inner.keep_token(&key, version);
     }
@@ -239,7 +238,8 @@ impl Inner {
             let known = self.known.entry((site, key.to_owned(), field.clone())).or_default();
             let live: BTreeSet<Dot> = seen.shown.iter().chain(&seen.hidden).copied().collect();
             returned.extend(live.intersection(&known.dead).map(|dot| (field.clone(), *dot)));
-            let covered = |dot: &Dot| !live.contains(dot) && lineage.knows(dot.incarnation) && seen.seen.covers(*dot, lineage);
+            let covered =
+                |dot: &Dot| !live.contains(dot) && lineage.knows(dot.incarnation) && seen.seen.covers(*dot, lineage);
             let gone: Vec<Dot> = known.alive.iter().filter(|dot| covered(dot)).copied().collect();
             for dot in gone {
                 known.alive.remove(&dot);
@@ -251,16 +251,17 @@ impl Inner {
         let Some(mix) = read else { return };
         // A field of which nothing is known any more was deleted, and its tombstone forgotten.
         let from = (site, key.to_owned(), FieldKey::value(""));
-        for ((_, _, field), known) in
-            self.known.range_mut(from..).take_while(|((s, k, _), _)| *s == site && k == key)
-        {
+        for ((_, _, field), known) in self.known.range_mut(from..).take_while(|((s, k, _), _)| *s == site && k == key) {
             if context.get(field).is_none() {
                 known.dead.append(&mut known.alive);
             }
         }
         if mix.is_honest() {
             for (field, dot) in returned {
-                self.violation(format!("{key} {:?}: {dot} is shown again in region {site} after it was covered", field.name));
+                self.violation(format!(
+                    "{key} {:?}: {dot} is shown again in region {site} after it was covered",
+                    field.name
+                ));
             }
         }
     }

@@ -3,7 +3,7 @@
 //! against the history of what was answered.
 //!
 //! ```text
-//! run ─▶ faults ─▶ world (nodes, disks, links, simulated time)
+//! run: faults ─▶ world (servers, disks, links, simulated time)
 //!  │                 ▲ workload: clients of each region ─▶ history
 //!  └▶ oracle ◀───────┴──── history, logs, final states
 //! ```
@@ -23,13 +23,17 @@ use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use isle_model::{KeyspaceId, TokenKey};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
+use sha2::{Digest, Sha256};
 
 pub const KEYSPACE: KeyspaceId = KeyspaceId(1);
 pub const SHARDS: u32 = 2;
 pub const SITES: [&str; 3] = ["a", "b", "c"];
 
+pub const CLUSTER: &str = "simulated";
+
+/// Of a cluster without a key file.
 pub fn token_key() -> TokenKey {
-    TokenKey::new([7; 32])
+    TokenKey::new(Sha256::digest(format!("isle cluster {CLUSTER}")).into())
 }
 
 /// What may go wrong in a run.

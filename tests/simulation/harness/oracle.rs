@@ -141,7 +141,9 @@ impl End {
                     for sibling in register.siblings() {
                         if dead.contains(&(key.clone(), field.clone(), sibling.dot)) {
                             let (name, dot) = (&field.name, sibling.dot);
-                            return Err(format!("{key} {name:?}: {dot} is live in region {site}, though it was covered"));
+                            return Err(format!(
+                                "{key} {name:?}: {dot} is live in region {site}, though it was covered"
+                            ));
                         }
                     }
                 }
@@ -168,7 +170,9 @@ impl End {
             let live: Vec<bool> = self.states.iter().map(live).collect();
             let noted: Vec<bool> = self.ledgers.iter().map(noted).collect();
             let name = &field.name;
-            return Err(format!("{key} {name:?}: {dot} {value:.40?} was acknowledged and is lost: live {live:?}, noted {noted:?}"));
+            return Err(format!(
+                "{key} {name:?}: {dot} {value:.40?} was acknowledged and is lost: live {live:?}, noted {noted:?}"
+            ));
         }
         Ok(())
     }
@@ -177,7 +181,9 @@ impl End {
         let (key, field, dot) = of;
         let lineage = self.tree.shard(shard_of(key));
         let Some(covers) = self.covers.get(&(key.clone(), field.clone())) else { return false };
-        covers.iter().any(|(other, seen)| other != dot && seen.covers(*dot, lineage) && !seen_before(covers, *dot, *other, lineage))
+        covers.iter().any(|(other, seen)| {
+            other != dot && seen.covers(*dot, lineage) && !seen_before(covers, *dot, *other, lineage)
+        })
     }
 
     fn counters_are_exact(&self) -> Result<(), String> {

@@ -36,15 +36,16 @@ pub fn rerun(case: Case) -> String {
     format!("ISLE_SIM_SEED={} ISLE_SIM_MIX={mix} cargo test --test simulation -- --nocapture laws", case.0)
 }
 
-/// A panic anywhere in the run fails it like a broken law does. `ISLE_SIM_TRACE=1` prints the whole history.
+/// A panic anywhere in the run fails it like a broken law does. `ISLE_SIM_TRACE=DIR` keeps every history there, in words.
+#[allow(clippy::disallowed_methods)]
 fn run_one((seed, mix): Case) -> Result<Ran, String> {
-    let ran = catch_unwind(|| match setting("ISLE_SIM_TRACE") {
-        Some(_) => {
+    let ran = catch_unwind(|| match std::env::var("ISLE_SIM_TRACE") {
+        Ok(directory) => {
             let (ran, story) = trace(seed, mix);
-            eprintln!("{story}");
+            std::fs::write(format!("{directory}/{seed}-{mix:?}.txt"), story).expect("the trace is written");
             ran
         }
-        None => run(seed, mix),
+        Err(_) => run(seed, mix),
     });
     ran.unwrap_or_else(|panic| {
         let words = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());

@@ -5,9 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use isle_model::{FieldName, Mutation, Value};
-use isle_node::{
-    Clock, Consistency, GetRequest, Node, NodeError, PreconditionAsked, RequestContext, WriteRequest,
-};
+use isle_node::{Clock, Consistency, GetRequest, Node, NodeError, PreconditionAsked, RequestContext, WriteRequest};
 use rand::Rng;
 use rand::rngs::StdRng;
 use tokio::time::Instant;
@@ -58,8 +56,11 @@ impl Client {
 
     async fn read(&mut self) {
         let key = self.key();
-        let request =
-            GetRequest { keyspace: "default".to_owned(), key: Bytes::from(key.clone()), consistency: Consistency::Eventual };
+        let request = GetRequest {
+            keyspace: "default".to_owned(),
+            key: Bytes::from(key.clone()),
+            consistency: Consistency::Eventual,
+        };
         let reply = self.node.get(&RequestContext::default(), request).await;
         let now = self.now();
         match reply {
@@ -117,9 +118,8 @@ impl Client {
         if rng.random_bool(0.1) {
             ctx.deadline = Some(Instant::now() + Duration::from_micros(rng.random_range(0..3000)));
         }
-        let with_token = request.context.is_some() || matches!(request.precondition, PreconditionAsked::Version(_));
         let started = self.now();
-        let fact = WriteFact { site: self.site, key, op, with_token, started, outcome: Outcome::Unknown };
+        let fact = WriteFact { site: self.site, key, op, outcome: Outcome::Unknown };
         (self.history.begin(started, fact), request, ctx)
     }
 

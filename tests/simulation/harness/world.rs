@@ -1,44 +1,37 @@
-//! Three sites, each with a disk and, while it is up, a node and its clients; the links between them; and time, which passes
-//! only when asked to.
+//! Three sites, each with a disk and, while it is up, a region's server and its clients; the links between them; and time,
+//! which passes only when asked to.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
-use isle_model::{Incarnation, Region};
-use isle_node::{Clock, Node, NodeConfig, Parts, PeerConfig, SyncDriver};
+use isle::config::{self, Config};
+use isle::server::{self, Seams, Storage};
+use isle_model::Incarnation;
+use isle_node::{Clock, Node, SyncDriver};
 use isle_store::disk::{Crash, MemoryDisk};
-use isle_store::{BootIdentity, OpenError, Store, StoreConfig, ViewPlace};
+use isle_store::{BootIdentity, ViewPlace};
+use parking_lot::Mutex;
 use rand::Rng;
 use rand::rngs::StdRng;
-use tokio::runtime::{Builder, Runtime};
-use tokio::task::JoinSet;
-use tokio::time::Instant;
+use turmoil::Sim;
 
 use super::history::History;
-use super::links::{Dialler, Links};
+use super::links::{Dialler, PEER_PORT, listen};
 use super::workload::{Client, Shape};
-use super::{SHARDS, SITES, rng_of, token_key};
+use super::{CLUSTER, SHARDS, SITES, rng_of};
 
 /// 2023-11-14, so that times in a trace are told from durations.
 const EPOCH_MS: i64 = 1_700_000_000_000;
+const TICK: Duration = Duration::from_millis(1);
+pub const OVERLAY_BYTES_MAX: u64 = 4 << 20;
 
 /// A site's clock: simulated time, its wall shifted by what jumps have made of it.
+#[derive(Default)]
 pub struct SimClock {
-    origin: Instant,
     shift_ms: AtomicI64,
     /// For whoever looks from outside the simulation, where no time passes.
     last: AtomicU64,
-}
-
-impl SimClock {
-    fn new(origin: Instant) -> Self {
-        SimClock { origin, shift_ms: AtomicI64::new(0), last: AtomicU64::new(0) }
-    }
-
-    pub fn jump(&self, ms: i64) {
-        self.shift_ms.store(ms, Ordering::Relaxed);
-    }
 }
 
 impl Clock for SimClock {
@@ -48,171 +41,265 @@ impl Clock for SimClock {
     }
 
     fn monotonic(&self) -> Duration {
-        if tokio::runtime::Handle::try_current().is_ok() {
-            self.last.store(self.origin.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        if let Some(now) = turmoil::sim_elapsed() {
+            self.last.store(now.as_nanos() as u64, Ordering::Relaxed);
         }
         Duration::from_nanos(self.last.load(Ordering::Relaxed))
     }
 }
 
-/// What differs between the nodes of one run and another's.
+/// What differs between one run's nodes and another's.
 #[derive(Clone, Copy, Debug)]
 pub struct Tuning {
     pub log_budget_bytes: u64,
     pub segment_bytes: u64,
     pub shape: Shape,
     pub clients: usize,
+    /// The longest way of a message, until a link is slowed.
+    pub latency_max: Duration,
+    /// How often a message breaks its link for a while.
+    pub fail_rate: f64,
 }
 
-struct Site {
+/// What the next start of a site finds.
+#[derive(Clone)]
+struct Boot {
     disk: MemoryDisk,
-    clock: Arc<SimClock>,
-    node: Option<Arc<Node>>,
-    clients: JoinSet<()>,
+    incarnation: Incarnation,
+    chance: u64,
     starts: u64,
 }
 
-pub struct World {
+/// What a site's software is made of, and what it left for those outside.
+struct Site {
+    index: usize,
     seed: u64,
-    rng: StdRng,
     tuning: Tuning,
-    sites: Vec<Site>,
-    pub links: Arc<Links>,
+    clock: Arc<SimClock>,
     history: Arc<History>,
-    origin: Instant,
-    // Dropped after everything that runs on it.
-    runtime: Runtime,
+    boot: Mutex<Boot>,
+    node: Mutex<Option<Arc<Node>>>,
+    error: Mutex<Option<String>>,
+}
+
+pub struct World {
+    rng: StdRng,
+    sites: Vec<Arc<Site>>,
+    sim: Sim<'static>,
 }
 
 impl World {
-    pub fn new(seed: u64, tuning: Tuning, history: Arc<History>) -> Self {
-        let tokio_seed = tokio::runtime::RngSeed::from_bytes(&seed.to_le_bytes());
-        let runtime =
-            Builder::new_current_thread().enable_all().start_paused(true).rng_seed(tokio_seed).build().unwrap();
-        let origin = runtime.block_on(async { Instant::now() });
-        let site = |_| Site {
-            disk: MemoryDisk::new(),
-            clock: Arc::new(SimClock::new(origin)),
-            node: None,
-            clients: JoinSet::new(),
-            starts: 0,
+    pub fn new(seed: u64, tuning: Tuning, history: &Arc<History>) -> Self {
+        let mut sim = turmoil::Builder::new()
+            .rng_seed(seed)
+            .tick_duration(TICK)
+            .min_message_latency(TICK)
+            .max_message_latency(tuning.latency_max)
+            .fail_rate(tuning.fail_rate)
+            .repair_rate(0.1)
+            .tcp_capacity(1 << 16)
+            .simulation_duration(Duration::MAX)
+            .build();
+        let site = |index| {
+            let boot = Boot { disk: MemoryDisk::new(), incarnation: Incarnation(0), chance: 0, starts: 0 };
+            Arc::new(Site {
+                index,
+                seed,
+                tuning,
+                clock: Arc::default(),
+                history: history.clone(),
+                boot: Mutex::new(boot),
+                node: Mutex::default(),
+                error: Mutex::default(),
+            })
         };
-        let sites = (0..SITES.len()).map(site).collect();
-        let links = Arc::new(Links::new(seed));
-        World { seed, rng: rng_of(seed, "world"), tuning, sites, links, history, origin, runtime }
+        let sites: Vec<Arc<Site>> = (0..SITES.len()).map(site).collect();
+        for site in &sites {
+            let site = site.clone();
+            sim.host(SITES[site.index], move || {
+                let site = site.clone();
+                async move {
+                    site.live().await;
+                    Ok(())
+                }
+            });
+        }
+        World { rng: rng_of(seed, "world"), sites, sim }
     }
 
     pub fn now(&self) -> Duration {
-        let _inside = self.runtime.enter();
-        self.origin.elapsed()
+        self.sim.elapsed()
     }
 
     /// Lets simulated time pass.
-    pub fn advance(&mut self, span: Duration) {
-        self.runtime.block_on(async { tokio::time::sleep(span).await });
-        for site in &self.sites {
-            let _inside = self.runtime.enter();
-            site.clock.monotonic();
+    pub fn advance(&mut self, span: Duration) -> Result<(), String> {
+        let until = self.now() + span;
+        while self.now() < until {
+            self.sim.step().map_err(|error| format!("a site's software ended: {error}"))?;
         }
+        for site in &self.sites {
+            site.clock.last.store(self.now().as_nanos() as u64, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
-    pub fn node(&self, site: usize) -> Option<&Arc<Node>> {
-        self.sites[site].node.as_ref()
+    pub fn node(&self, site: usize) -> Option<Arc<Node>> {
+        self.sites[site].node.lock().clone()
     }
 
     pub fn is_up(&self, site: usize) -> bool {
-        self.sites[site].node.is_some()
+        self.sites[site].node.lock().is_some()
     }
 
-    pub fn jump(&self, site: usize, ms: i64) {
-        self.sites[site].clock.jump(ms);
+    /// A site's wall clock is so far off from now on.
+    pub fn shift_clock(&self, site: usize, ms: i64) {
+        self.sites[site].clock.shift_ms.store(ms, Ordering::Relaxed);
     }
 
     /// Opens the site's disk as a new incarnation and lets its clients loose.
-    pub fn start(&mut self, site: usize) -> Result<(), OpenError> {
-        let incarnation = Incarnation(self.rng.random());
-        let chance = self.rng.random();
-        let this = &mut self.sites[site];
-        this.starts += 1;
-        let boot = BootIdentity { boot_id: format!("boot {}", this.starts), mount_id: String::new() };
-        let disk = Arc::new(this.disk.clone());
-        let storage = store_config(site, &self.tuning);
-        let (store, writers, report) =
-            Store::open(storage, disk, ViewPlace::Temporary, boot, incarnation, &mut |_| {})?;
-        let now = self.now();
-        let what = format!("{site} starts as {incarnation}: {} entries, cuts {:?}", report.entries_replayed, report.cuts);
-        self.history.event(now, &what);
-        let this = &mut self.sites[site];
-        let connector = Arc::new(Dialler { links: self.links.clone(), from: site });
-        let parts =
-            Parts { store, writers, clock: this.clock.clone(), connector, seed: chance, sync: SyncDriver::Task };
-        let _inside = self.runtime.enter();
-        let node = Node::start(node_config(site, &self.tuning), parts).unwrap();
-        self.links.set_node(site, Some(&node));
-        for n in 0..self.tuning.clients {
-            let client = Client {
-                node: node.clone(),
-                site,
-                rng: rng_of(self.seed, &format!("client {site} {n} {}", this.starts)),
-                history: self.history.clone(),
-                clock: this.clock.clone(),
-                shape: self.tuning.shape,
-            };
-            this.clients.spawn(client.run());
+    pub fn start(&mut self, site: usize) -> Result<(), String> {
+        {
+            let mut boot = self.sites[site].boot.lock();
+            boot.incarnation = Incarnation(self.rng.random());
+            boot.chance = self.rng.random();
+            boot.starts += 1;
         }
-        this.node = Some(node);
-        Ok(())
+        self.sim.bounce(SITES[site]);
+        self.advance(TICK)?;
+        match self.sites[site].error.lock().take() {
+            Some(error) => {
+                self.sim.crash(SITES[site]);
+                Err(error)
+            }
+            None => Ok(()),
+        }
     }
 
     /// Everything that runs at a site is gone at once; its disk is what the crash leaves of it.
     pub fn crash(&mut self, site: usize, how: Crash) {
-        let this = &mut self.sites[site];
+        let this = &self.sites[site];
         let rng = &mut self.rng;
-        let disk = this.disk.crash(how, &mut |n| rng.random_range(0..n));
-        let _inside = self.runtime.enter();
-        self.links.set_node(site, None);
-        this.clients = JoinSet::new();
-        this.node = None;
-        this.disk = disk;
+        // First the disk: nothing that ends below can reach it any more.
+        let disk = this.boot.lock().disk.crash(how, &mut |n| rng.random_range(0..n));
+        this.node.lock().take();
+        self.sim.crash(SITES[site]);
+        this.boot.lock().disk = disk;
     }
 
     /// The disk is beyond use, and a new one is put in.
     pub fn replace_disk(&mut self, site: usize) {
-        self.sites[site].disk = MemoryDisk::new();
+        self.sites[site].boot.lock().disk = MemoryDisk::new();
     }
 
-    pub fn shutdown(&mut self) {
-        for site in &mut self.sites {
-            if let Some(node) = site.node.take() {
-                self.runtime.block_on(node.shutdown());
-            }
+    /// Nothing arrives from one site at the other any more, and what is under way is lost.
+    pub fn cut(&mut self, from: usize, to: usize) {
+        self.sim.partition_oneway(SITES[from], SITES[to]);
+    }
+
+    /// Everything between two sites is held, and arrives after healing.
+    pub fn hold(&mut self, a: usize, b: usize) {
+        self.sim.hold(SITES[a], SITES[b]);
+    }
+
+    /// Opens a link, both ways.
+    pub fn repair(&mut self, a: usize, b: usize) {
+        self.sim.release(SITES[a], SITES[b]);
+        self.sim.repair(SITES[a], SITES[b]);
+    }
+
+    /// Everything between two sites takes so long.
+    pub fn slow(&mut self, a: usize, b: usize, latency: Duration) {
+        self.sim.set_link_latency(SITES[a], SITES[b], latency);
+    }
+
+    /// No message is lost from now on.
+    pub fn stop_losing(&mut self) {
+        self.sim.set_fail_rate(0.0);
+    }
+}
+
+impl Drop for World {
+    /// Tasks hold the node, and the node its tasks.
+    fn drop(&mut self) {
+        for site in 0..SITES.len() {
+            self.sites[site].node.lock().take();
+            self.sim.crash(SITES[site]);
         }
     }
 }
 
-fn node_config(site: usize, tuning: &Tuning) -> NodeConfig {
-    let peer = |other: &&str| PeerConfig { region: Region::new(other), endpoint: format!("http://{other}:7401") };
-    NodeConfig {
-        region: Region::new(SITES[site]),
-        shards: SHARDS,
-        token_key: token_key(),
-        peers: SITES.iter().filter(|other| **other != SITES[site]).map(peer).collect(),
-        log_budget_bytes: tuning.log_budget_bytes,
-        ..NodeConfig::default()
+impl Site {
+    /// A site's software: one region's server, and the clients beside it.
+    async fn live(&self) {
+        let boot = self.boot.lock().clone();
+        if boot.starts == 0 {
+            return std::future::pending().await;
+        }
+        let region = match server::open(&config(self.index, &self.tuning), self.seams(&boot), &mut |_| {}) {
+            Ok((region, report)) => {
+                let what =
+                    format!("{} starts: {} entries, cuts {:?}", self.index, report.entries_replayed, report.cuts);
+                self.history.event(self.clock.monotonic(), &what);
+                region
+            }
+            Err(error) => {
+                *self.error.lock() = Some(error.to_string());
+                return std::future::pending().await;
+            }
+        };
+        *self.node.lock() = Some(region.node().clone());
+        let mut clients = tokio::task::JoinSet::new();
+        for n in 0..self.tuning.clients {
+            clients.spawn(self.client(n, &boot, region.node().clone()).run());
+        }
+        let served = match listen().await {
+            Ok(incoming) => region.serve_peers(incoming, std::future::pending()).await.map_err(|e| e.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        self.history.violation(format!("{} serves no more: {served:?}", self.index));
+    }
+
+    fn seams(&self, boot: &Boot) -> Seams {
+        let identity = BootIdentity { boot_id: format!("boot {}", boot.starts), mount_id: String::new() };
+        Seams {
+            storage: Storage { disk: Arc::new(boot.disk.clone()), place: ViewPlace::Temporary, boot: identity },
+            dialer: Arc::new(Dialler),
+            clock: self.clock.clone(),
+            incarnation: boot.incarnation,
+            seed: boot.chance,
+            sync: SyncDriver::Task,
+        }
+    }
+
+    fn client(&self, n: usize, boot: &Boot, node: Arc<Node>) -> Client {
+        Client {
+            node,
+            site: self.index,
+            rng: rng_of(self.seed, &format!("client {} {n} {}", self.index, boot.starts)),
+            history: self.history.clone(),
+            clock: self.clock.clone(),
+            shape: self.tuning.shape,
+        }
     }
 }
 
-fn store_config(site: usize, tuning: &Tuning) -> StoreConfig {
-    StoreConfig {
-        region: Region::new(SITES[site]),
+fn config(site: usize, tuning: &Tuning) -> Config {
+    let peer = |other: &&str| config::Peer {
+        region: (*other).to_owned(),
+        endpoint: format!("http://{other}:{PEER_PORT}"),
+        client_endpoint: None,
+    };
+    let mut config = Config {
+        cluster: CLUSTER.to_owned(),
+        region: SITES[site].to_owned(),
         shards: SHARDS,
-        segment_bytes: tuning.segment_bytes,
-        checkpoint_log_bytes: tuning.segment_bytes,
-        flush_log_bytes: tuning.segment_bytes,
-        overlay_bytes_max: 4 << 20,
-        overlay_drain_bytes: 64 << 10,
-        view_cache_bytes: 4 << 20,
-        disk_reserve_bytes: 0,
-        ..StoreConfig::default()
-    }
+        peers: SITES.iter().filter(|other| **other != SITES[site]).map(peer).collect(),
+        ..Config::default()
+    };
+    config.limits.log_budget_bytes = tuning.log_budget_bytes;
+    config.store.segment_bytes = tuning.segment_bytes;
+    config.store.checkpoint_log_bytes = tuning.segment_bytes;
+    config.store.overlay_bytes_max = OVERLAY_BYTES_MAX;
+    config.store.view_cache_bytes = 4 << 20;
+    config
 }
