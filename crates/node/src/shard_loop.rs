@@ -278,6 +278,11 @@ fn absorb(
                 shared.counters.quarantined.add(1);
                 note(&mut out.unknown, keyspace);
             }
+            Err(error @ ReadError::Misplaced { .. }) => {
+                tracing::error!(%origin, %error, "a delta is not applied; its stream is completed by state");
+                shared.counters.quarantined.add(1);
+                note(&mut out.unknown, keyspace);
+            }
             Err(error) => return Err(read_failed(error)),
         }
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::{Buf, Bytes};
+use isle_model::limits::KEY_BYTES_MAX;
 use isle_model::{
     Delta, Dot, Hlc, Incarnation, IncarnationTree, KeyspaceId, LedgerEntry, Record, Region, Row, ShardId, Streams,
     Vector,
@@ -153,13 +154,18 @@ fn to_state_chunk(from: s::StateChunk) -> Result<StateChunk, DecodeError> {
     Ok(StateChunk {
         keyspace: KeyspaceId(from.keyspace),
         shard: ShardId(from.shard),
-        start: from.start,
-        end: from.end,
+        start: to_bound(from.start)?,
+        end: from.end.map(to_bound).transpose()?,
         absorbed: convert::to_absorbed(from.absorbed)?,
         records: from.records.into_iter().map(keyed).collect::<Result<_, DecodeError>>()?,
         ledger: convert::to_ledger(from.ledger)?,
         taken_at: Hlc(from.taken_at),
     })
+}
+
+/// An end of a range: it may be one byte longer than a key, as the smallest key after the longest is.
+fn to_bound(key: Bytes) -> Result<Bytes, DecodeError> {
+    if key.len() > KEY_BYTES_MAX + 1 { Err(DecodeError::Part("range")) } else { Ok(key) }
 }
 
 fn meta(meta: &Meta) -> s::Meta {
@@ -188,6 +194,10 @@ fn to_meta(from: s::Meta) -> Result<Meta, DecodeError> {
     for (incarnation, row) in convert::to_rows(from.rows)? {
         let row: Row = row;
         tree.insert(incarnation, row).map_err(|_| DecodeError::Part("incarnation row"))?;
+    }
+    let shards = from.last_seqs.len();
+    if from.streams.iter().any(|streams| streams.shard as usize >= shards) {
+        return Err(DecodeError::Part("stream's shard"));
     }
     let streams = from.streams.into_iter().map(to_streams).collect::<Result<BTreeMap<_, _>, _>>()?;
     Ok(Meta {

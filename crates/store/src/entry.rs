@@ -23,6 +23,18 @@ pub enum Entry {
     },
 }
 
+impl Entry {
+    /// The shard whose state it changes; rows change none.
+    pub(crate) fn shard(&self) -> Option<ShardId> {
+        match self {
+            Entry::Rows(_) => None,
+            Entry::Delta(delta) => Some(delta.shard),
+            Entry::Forget { shard, .. } | Entry::StateDone { shard, .. } => Some(*shard),
+            Entry::StateChunk(chunk) => Some(chunk.shard),
+        }
+    }
+}
+
 /// A complete state of the keys in [start, end): what it does not list, at or below what its sender had absorbed, is gone.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StateChunk {

@@ -26,6 +26,8 @@ pub enum ReadError {
     View(#[from] ViewError),
     #[error("the log has given dot {0}, whose incarnation is not known here")]
     UnknownIncarnation(Dot),
+    #[error("a key of keyspace {} does not belong where it is named, in shard {}", keyspace.0, shard.0)]
+    Misplaced { keyspace: KeyspaceId, shard: ShardId },
 }
 
 /// How many live records a keyspace has, and the sum of their digests.
@@ -139,6 +141,29 @@ impl Memory {
 
     pub(crate) fn shard_of(&self, keyspace: KeyspaceId, key: &[u8]) -> ShardId {
         ShardId::of(keyspace, key, self.shards.len() as u32)
+    }
+
+    /// A key in a shard not its own would never be found again, and is another shard's to write. Whoever sent it is at fault.
+    fn check_delta(&self, delta: &Delta, shard: ShardId) -> Result<(), ReadError> {
+        let sound = match &delta.body {
+            Body::Statement(_) => true,
+            Body::Write(write) => {
+                let same = |entry: &LedgerEntry| entry.keyspace == delta.keyspace && entry.key == write.key;
+                self.shard_of(delta.keyspace, &write.key) == shard && write.ledger.iter().all(same)
+            }
+        };
+        let misplaced = ReadError::Misplaced { keyspace: delta.keyspace, shard };
+        if sound && delta.shard == shard { Ok(()) } else { Err(misplaced) }
+    }
+
+    fn check_chunk(&self, chunk: &StateChunk, shard: ShardId) -> Result<(), ReadError> {
+        let in_range = |key: &Bytes| *key >= chunk.start && chunk.end.as_ref().is_none_or(|end| key < end);
+        let belongs = |key: &Bytes| self.shard_of(chunk.keyspace, key) == shard && in_range(key);
+        let sound = chunk.shard == shard
+            && chunk.records.iter().all(|(key, _)| belongs(key))
+            && chunk.ledger.iter().all(|entry| entry.keyspace == chunk.keyspace && belongs(&entry.key));
+        let misplaced = ReadError::Misplaced { keyspace: chunk.keyspace, shard };
+        if sound { Ok(()) } else { Err(misplaced) }
     }
 
     pub(crate) fn overlay_bytes(&self) -> usize {
@@ -290,6 +315,7 @@ impl Workspace {
     ) -> Result<Arc<Record>, ReadError> {
         let lineage = tree.shard(self.shard);
         let origin = lineage.region(delta.dot.incarnation).ok_or(ReadError::UnknownIncarnation(delta.dot))?;
+        memory.check_delta(delta, self.shard)?;
         let record = match &delta.body {
             Body::Statement(_) => Arc::default(),
             Body::Write(w) => {
@@ -323,6 +349,7 @@ impl Workspace {
         tree: &IncarnationTree,
         chunk: &StateChunk,
     ) -> Result<(), ReadError> {
+        memory.check_chunk(chunk, self.shard)?;
         let lineage = tree.shard(self.shard);
         let absorbed = chunk.absorbed.iter().fold(Vector::new(), |all, (_, v)| all.joined(v, lineage));
         let listed: BTreeMap<&Bytes, &Record> = chunk.records.iter().map(|(key, record)| (key, record)).collect();

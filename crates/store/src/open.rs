@@ -80,6 +80,8 @@ pub enum OpenError {
     Checkpoint(#[from] CheckpointError),
     #[error("the log's entry ending at {at} does not decode: {source}")]
     Entry { at: LogPosition, source: DecodeError },
+    #[error("the log's entry ending at {at} is of shard {}, which the data directory does not have", shard.0)]
+    NoSuchShard { at: LogPosition, shard: ShardId },
     #[error("the log's entry ending at {at} cannot be applied: {source}")]
     Apply { at: LogPosition, source: ReadError },
     #[error("the configuration: {0}")]
@@ -312,6 +314,9 @@ impl Replay {
         if let Entry::Rows(rows) = entry {
             return self.learn(writer, rows);
         }
+        if let Some(shard) = entry.shard().filter(|shard| shard.0 as usize >= self.memory.shards.len()) {
+            return Err(OpenError::NoSuchShard { at: end, shard });
+        }
         self.apply(end, writer, entry).map_err(|source| OpenError::Apply { at: end, source })?;
         if self.memory.overlay_bytes() > REPLAY_OVERLAY_BYTES {
             self.drain()?;
@@ -333,12 +338,7 @@ impl Replay {
 
     fn apply(&mut self, end: LogPosition, writer: Incarnation, entry: Entry) -> Result<(), ReadError> {
         let memory = &self.memory;
-        let shard = match &entry {
-            Entry::Rows(_) => return Ok(()),
-            Entry::Delta(delta) => delta.shard,
-            Entry::Forget { shard, .. } | Entry::StateDone { shard, .. } => *shard,
-            Entry::StateChunk(chunk) => chunk.shard,
-        };
+        let Some(shard) = entry.shard() else { return Ok(()) };
         let mut work = Workspace::new(memory, shard);
         match &entry {
             Entry::Rows(_) => {}
