@@ -297,3 +297,6 @@ pub(crate) fn decode_checkpoint_manifest(bytes: Bytes) -> Result<(u64, u64), Dec
     let manifest = s::CheckpointManifest::decode(bytes)?;
     Ok((manifest.chunks, manifest.items))
 }
+
+#[cfg(test)]
+mod tests;

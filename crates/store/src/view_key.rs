@@ -123,6 +123,27 @@ mod tests {
     use isle_model::Incarnation;
     use proptest::prelude::*;
 
+    /// Every view and every checkpoint is keyed so: a change makes them unreadable.
+    #[test]
+    fn layouts_are_frozen() {
+        let record = ViewKey::record(KeyspaceId(0x0102), ShardId(3), b"k\0y");
+        assert_eq!(record.0.as_ref(), b"\x01\0\0\0\0\0\0\x01\x02\0\0\0\x03k\0y");
+        let loser = Dot::new(Incarnation(0x0405), 6);
+        let ledger = ViewKey::ledger(KeyspaceId(0x0102), ShardId(3), b"k\0y", loser, &FieldKey::counter("f"));
+        let (start, end) =
+            (b"\x02\0\0\0\0\0\0\x01\x02\0\0\0\x03k\0\xffy\0\0", b"\0\0\0\0\0\0\x04\x05\0\0\0\0\0\0\0\x06\x02f");
+        assert_eq!(ledger.0, Bytes::from([&start[..], &end[..]].concat()));
+    }
+
+    #[test]
+    fn what_is_no_view_key_is_not_taken_for_one() {
+        for bytes in [&b""[..], b"\x01", b"\x03aaaaaaaaaaaaa", b"\x00aaaaaaaaaaaaa", b"\x01aaaaaaaaaaaa"] {
+            assert_eq!(ViewKey::from_stored(Bytes::copy_from_slice(bytes)), None, "{bytes:?}");
+        }
+        let key = Bytes::from_static(b"\x01aaaaaaaaaaaak");
+        assert_eq!(ViewKey::from_stored(key.clone()), Some(ViewKey(key)));
+    }
+
     proptest! {
         #[test]
         fn ledger_keys_sort_by_their_users_keys(a: Vec<u8>, b: Vec<u8>, seq_a: u64, seq_b: u64) {
@@ -140,7 +161,7 @@ mod tests {
         fn record_keys_give_back_what_they_were_made_of(keyspace: u64, shard: u32, key: Vec<u8>) {
             let made = ViewKey::record(KeyspaceId(keyspace), ShardId(shard), &key);
             prop_assert_eq!(made.keyspace(), KeyspaceId(keyspace));
-            prop_assert_eq!(made.user_key().as_ref(), &key[..]);
+            prop_assert_eq!(made.user_key(), Bytes::copy_from_slice(&key));
             prop_assert_eq!(ViewKey::from_tree(RECORDS, made.in_tree()), made);
         }
     }
