@@ -32,6 +32,13 @@ pub enum CheckpointError {
     Cut { name: String, at: u64 },
 }
 
+impl CheckpointError {
+    /// The file is there and readable, and not what was written.
+    pub(crate) fn is_damage(&self) -> bool {
+        !matches!(self, CheckpointError::Io { .. })
+    }
+}
+
 fn name_of(position: LogPosition) -> String {
     format!("{DIRECTORY}/{:016x}.ckpt", position.0)
 }
@@ -41,6 +48,9 @@ pub(crate) fn list(disk: &dyn Disk) -> io::Result<Vec<LogPosition>> {
     if !disk.exists(DIRECTORY)? {
         return Ok(Vec::new());
     }
+    // A process that died before it could sync the directory left names that a power cut would still take back: the log
+    // must not be trimmed on their strength.
+    disk.sync_dir(DIRECTORY)?;
     let names = disk.list(DIRECTORY)?;
     let mut positions: Vec<LogPosition> = names
         .iter()
@@ -191,7 +201,7 @@ impl Reader {
     }
 
     fn take(&mut self, length: u64) -> Result<Bytes, CheckpointError> {
-        if self.at + length > self.length {
+        if length > self.length - self.at {
             return Err(CheckpointError::Cut { name: self.name.clone(), at: self.at });
         }
         let mut out = vec![0; length as usize];

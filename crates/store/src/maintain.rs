@@ -7,6 +7,8 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
+use isle_model::IncarnationTree;
+
 use crate::checkpoint::{self, CheckpointError, CheckpointWriter};
 use crate::codec;
 use crate::log::LogPosition;
@@ -19,8 +21,10 @@ use crate::view_key::{RECORDS, ViewKey};
 
 /// Items drained, counted or written in one step.
 const STEP_ITEMS: usize = 1024;
-/// Calls that find the overlay below its threshold before it is drained all the same.
+/// Calls with nothing else to do that find the overlay below its threshold before it is drained all the same.
 const PATIENCE: u32 = 5;
+/// Calls that find the log where it was before the view is flushed, so that a later start has little to replay.
+const IDLE_CALLS: u32 = 50;
 pub(crate) const VIEW_FILE: &str = "VIEW";
 
 #[derive(Debug, thiserror::Error)]
@@ -41,14 +45,19 @@ pub(crate) struct Maintenance {
     pub(crate) mount_id: String,
     /// How far the view is known to be on the disk: what a restart replays from.
     pub(crate) view_position: LogPosition,
+    /// What the mark says.
+    marked: Meta,
     /// The newest checkpoint; nothing may be trimmed above it.
     pub(crate) checkpoint_position: LogPosition,
-    /// A view that has failed stays failed: sled latches its errors. The next start rebuilds it.
-    pub(crate) view_failed: Option<String>,
+    /// Nothing is written any more: the mark calls the view clean.
+    closed: bool,
     pass: Option<Pass>,
     checkpoint: Option<CheckpointWriter>,
+    /// Draining and what goes on beside it take turns.
+    turn: bool,
     patience: u32,
     idle_at: LogPosition,
+    idle_calls: u32,
 }
 
 /// A walk through the overlay.
@@ -60,18 +69,21 @@ struct Pass {
 }
 
 impl Maintenance {
-    pub(crate) fn new(mark: &ViewMark, checkpoint_position: LogPosition) -> Self {
+    pub(crate) fn new(mark: ViewMark, checkpoint_position: LogPosition) -> Self {
         Maintenance {
             generation: mark.generation,
-            boot_id: mark.boot_id.clone(),
-            mount_id: mark.mount_id.clone(),
+            boot_id: mark.boot_id,
+            mount_id: mark.mount_id,
             view_position: mark.meta.position,
+            marked: mark.meta,
             checkpoint_position,
-            view_failed: None,
+            closed: false,
             pass: None,
             checkpoint: None,
+            turn: false,
             patience: 0,
             idle_at: LogPosition::default(),
+            idle_calls: 0,
         }
     }
 }
@@ -80,41 +92,69 @@ impl Store {
     /// One bounded step; says whether there is more to do at once.
     pub fn maintain(&self) -> Result<bool, MaintainError> {
         let mut state = self.maintenance.lock();
+        if state.closed {
+            return Ok(false);
+        }
         self.watch_space();
-        self.prepare_log(&mut state)?;
+        self.note_idle(&mut state)?;
         if self.short_of_space.load(Ordering::Relaxed) {
             // sled latches a full disk's error: it is not written until there is space again.
             return Ok(false);
         }
-        if state.view_failed.is_some() {
+        // No space for the next segment is no fault yet: the append that needs it will say so.
+        if let Err(error) = self.log.prepare_next() {
+            tracing::debug!(%error, "the next log segment is not ready");
+        }
+        if self.view_failed.get().is_some() {
             return Ok(false);
         }
         let done = self.step(&mut state);
+        self.watch_view(&mut state, done)
+    }
+
+    /// After an error of its own the view is not written any more, and not trusted at the next start.
+    fn watch_view<T>(&self, state: &mut Maintenance, done: Result<T, MaintainError>) -> Result<T, MaintainError> {
         if let Err(MaintainError::View(error)) = &done {
-            state.view_failed = Some(error.to_string());
+            let _ = self.view_failed.set(error.to_string());
+            state.pass = None;
+            self.abandon_checkpoint(state);
+            state.boot_id.clear();
+            if let Err(error) = self.mark_view(state, &state.marked, false) {
+                tracing::error!(%error, "the view has failed, and that cannot be marked");
+            }
         }
         done
     }
 
+    fn abandon_checkpoint(&self, state: &mut Maintenance) {
+        if let Some(writer) = state.checkpoint.take() {
+            writer.abandon(self.disk.as_ref());
+        }
+    }
+
+    /// A count or a checkpoint walks the whole view: it must not hold up the draining of a burst, nor that the walk.
     fn step(&self, state: &mut Maintenance) -> Result<bool, MaintainError> {
-        if self.count_some()? {
-            return Ok(true);
-        }
-        if state.pass.is_some() {
-            self.drain_some(state)?;
-            return Ok(true);
-        }
-        if state.checkpoint.is_some() {
-            self.write_checkpoint(state)?;
-            // A checkpoint must not hold up the draining of a burst: they take turns.
-            return Ok(true);
-        }
-        if self.pass_is_due(state) {
+        let walking = !self.is_counted() || state.checkpoint.is_some();
+        let crowded = self.memory.overlay_bytes() >= self.config.overlay_drain_bytes;
+        if state.pass.is_none() && (crowded || (!walking && self.pass_is_due(state))) {
             state.patience = 0;
             state.pass = Some(Pass { meta: self.published_meta(), shard: 0, after: None });
-            return Ok(true);
         }
-        Ok(false)
+        state.turn = !state.turn;
+        match state.pass.take() {
+            None if !walking => return Ok(false),
+            Some(mut pass) if !walking || state.turn => match self.drain_some(state, &mut pass)? {
+                true => self.after_pass(state, pass.meta)?,
+                false => state.pass = Some(pass),
+            },
+            pass => {
+                state.pass = pass;
+                if !self.count_some()? {
+                    self.write_checkpoint(state)?;
+                }
+            }
+        }
+        Ok(true)
     }
 
     fn watch_space(&self) {
@@ -125,13 +165,10 @@ impl Store {
         }
     }
 
-    /// Makes the next segment ready before it is needed, and notes an idle log's durable end.
-    fn prepare_log(&self, state: &mut Maintenance) -> Result<(), MaintainError> {
-        // No space for the next segment is no fault yet: the append that needs it will say so.
-        if let Err(error) = self.log.prepare_next() {
-            tracing::debug!(%error, "the next log segment is not ready");
-        }
+    /// Notes an idle log's durable end.
+    fn note_idle(&self, state: &mut Maintenance) -> Result<(), MaintainError> {
         let end = self.log.appended();
+        state.idle_calls = if end == state.idle_at { state.idle_calls.saturating_add(1) } else { 0 };
         if end == state.idle_at && end == self.log.durable() && self.is_poisoned().is_none() {
             self.log.note_idle().map_err(|error| MaintainError::Log(error.to_string()))?;
         }
@@ -140,31 +177,28 @@ impl Store {
     }
 
     fn pass_is_due(&self, state: &mut Maintenance) -> bool {
-        let bytes = self.memory.overlay_bytes();
-        let nothing_new = state.view_position.0 == self.published.load(Ordering::Acquire);
-        if bytes >= self.config.overlay_drain_bytes {
-            return true;
-        }
-        if nothing_new && bytes == 0 {
+        let holds_some = self.memory.overlay_bytes() > 0;
+        if !holds_some && !self.has_moved(state) {
             return false;
         }
         state.patience += 1;
-        state.patience > PATIENCE && (bytes > 0 || self.flush_is_due(state.view_position))
+        state.patience > PATIENCE && (holds_some || self.flush_is_due(state))
     }
 
-    fn flush_is_due(&self, from: LogPosition) -> bool {
-        self.log.bytes_between(from, self.durable()) >= self.config.flush_log_bytes
+    fn has_moved(&self, state: &Maintenance) -> bool {
+        state.view_position.0 != self.published.load(Ordering::Acquire)
     }
 
-    fn drain_some(&self, state: &mut Maintenance) -> Result<(), MaintainError> {
-        let Some(pass) = state.pass.as_mut() else { return Ok(()) };
-        let Some(shard) = self.memory.shards.get(pass.shard) else {
-            return match state.pass.take() {
-                Some(pass) => self.after_pass(state, pass.meta),
-                None => Ok(()),
-            };
-        };
+    fn flush_is_due(&self, state: &Maintenance) -> bool {
+        let idle = state.idle_calls >= IDLE_CALLS && self.has_moved(state);
+        idle || self.log.bytes_between(state.view_position, self.durable()) >= self.config.flush_log_bytes
+    }
+
+    /// Says whether the pass is at its end.
+    fn drain_some(&self, state: &mut Maintenance, pass: &mut Pass) -> Result<bool, MaintainError> {
+        let Some(shard) = self.memory.shards.get(pass.shard) else { return Ok(true) };
         let items = shard.read().overlay.next_to_drain(pass.after.as_ref(), STEP_ITEMS);
+        self.note_rows(state)?;
         for (key, item) in &items {
             self.memory.view.put(key, item)?;
         }
@@ -176,11 +210,24 @@ impl Store {
                 pass.shard += 1;
             }
         }
+        Ok(false)
+    }
+
+    /// The mark knows every incarnation that the view names, before it names it. A replay starts below what the view holds,
+    /// and what it meets there of later incarnations would otherwise count as concurrent with what they had seen.
+    fn note_rows(&self, state: &mut Maintenance) -> Result<(), MaintainError> {
+        let tree = self.tree();
+        if tree.len() == state.marked.tree.len() {
+            return Ok(());
+        }
+        let known = Meta { tree: IncarnationTree::clone(&tree), ..state.marked.clone() };
+        self.mark_view(state, &known, false)?;
+        state.marked = known;
         Ok(())
     }
 
     fn after_pass(&self, state: &mut Maintenance, meta: Meta) -> Result<(), MaintainError> {
-        if self.flush_is_due(state.view_position) {
+        if self.flush_is_due(state) {
             self.view_flush(state, &meta)?;
         }
         let since = self.log.bytes_between(state.checkpoint_position, meta.position);
@@ -196,6 +243,7 @@ impl Store {
         self.memory.view.flush()?;
         self.mark_view(state, meta, false)?;
         state.view_position = meta.position;
+        state.marked = meta.clone();
         Ok(())
     }
 
@@ -231,9 +279,7 @@ impl Store {
         written: Result<(), CheckpointError>,
     ) -> Result<(), MaintainError> {
         if let Err(error) = written {
-            if let Some(writer) = state.checkpoint.take() {
-                writer.abandon(self.disk.as_ref());
-            }
+            self.abandon_checkpoint(state);
             return Err(error.into());
         }
         Ok(())
@@ -248,14 +294,23 @@ impl Store {
         let mut shards: Vec<_> = self.memory.shards.iter().map(|shard| shard.write()).collect();
         let Census::Upto(frontier) = shards[0].census.clone() else { return Ok(false) };
         let start = frontier.as_ref().map_or(ViewKey::first(RECORDS), ViewKey::successor);
-        let in_view = self.memory.view.range(&start, &ViewKey::last(RECORDS)).take(STEP_ITEMS);
+        let last = ViewKey::last(RECORDS);
+        let in_view = self.memory.view.range(&start, &last).take(STEP_ITEMS);
         let mut rows = in_view.collect::<Result<BTreeMap<ViewKey, Item>, ViewError>>()?;
-        let upto = rows.keys().next_back().filter(|_| rows.len() == STEP_ITEMS).cloned();
-        let end = upto.as_ref().map_or(ViewKey::last(RECORDS), ViewKey::successor);
+        let mut upto = rows.keys().next_back().filter(|_| rows.len() == STEP_ITEMS).cloned();
         for shard in &shards {
-            rows.extend(shard.overlay.range(&start, &end).map(|(key, item)| (key.clone(), item.clone())));
+            // Of the overlay, too, only so much at a time: it may hold many times what the view does.
+            let above = shard.overlay.range(&start, upto.as_ref().map_or(&last, |upto| upto)).take(STEP_ITEMS);
+            let above: Vec<_> = above.map(|(key, item)| (key.clone(), item.clone())).collect();
+            if above.len() == STEP_ITEMS {
+                upto = above.last().map(|(key, _)| key.clone());
+            }
+            rows.extend(above);
+            if let Some((key, item)) = upto.as_ref().and_then(|upto| Some((upto, shard.overlay.visible(upto)?))) {
+                rows.insert(key.clone(), item.clone());
+            }
         }
-        for (key, item) in &rows {
+        for (key, item) in rows.iter().filter(|(key, _)| upto.as_ref().is_none_or(|upto| *key <= upto)) {
             if let Item::Record(record) = item {
                 let tally = Tally::of(key.keyspace(), &key.user_key(), record);
                 let shard = self.memory.shard_of(key.keyspace(), &key.user_key());
@@ -267,26 +322,34 @@ impl Store {
         Ok(true)
     }
 
-    /// Syncs, drains, flushes and marks the view clean: the next start has nothing to replay.
+    /// Syncs, drains, flushes and marks the view clean: the next start has nothing to replay. What is written afterwards is
+    /// refused. Closing twice is fine.
     pub fn close(&self) -> Result<(), MaintainError> {
-        if self.is_poisoned().is_some() {
+        let mut state = self.maintenance.lock();
+        if std::mem::replace(&mut state.closed, true) || self.is_poisoned().is_some() {
             return Ok(());
         }
+        self.abandon_checkpoint(&mut state);
         self.sync().map_err(|error| MaintainError::Log(error.to_string()))?;
-        let mut state = self.maintenance.lock();
-        if let Some(writer) = state.checkpoint.take() {
-            writer.abandon(self.disk.as_ref());
+        let done = self.close_view(&mut state);
+        // The log is closed whatever has become of the view: it is the log that counts.
+        let view = self.watch_view(&mut state, done);
+        self.log.close().map_err(|error| MaintainError::Log(error.to_string()))?;
+        view
+    }
+
+    /// A view that has failed, or has no space, is left as it is marked: the next start replays the log, or rebuilds it.
+    fn close_view(&self, state: &mut Maintenance) -> Result<(), MaintainError> {
+        if self.view_failed.get().is_some() || self.short_of_space.load(Ordering::Relaxed) {
+            return Ok(());
         }
-        if state.view_failed.is_none() {
-            let meta = self.published_meta();
-            state.pass = Some(Pass { meta: meta.clone(), shard: 0, after: None });
-            while state.pass.is_some() {
-                self.drain_some(&mut state)?;
-            }
-            self.memory.view.flush()?;
-            self.mark_view(&state, &meta, true)?;
-            state.view_position = meta.position;
-        }
-        self.log.close().map_err(|error| MaintainError::Log(error.to_string()))
+        let meta = self.published_meta();
+        let mut pass = Pass { meta: meta.clone(), shard: 0, after: None };
+        while !self.drain_some(state, &mut pass)? {}
+        self.memory.view.flush()?;
+        self.mark_view(state, &meta, true)?;
+        state.view_position = meta.position;
+        state.marked = meta;
+        Ok(())
     }
 }

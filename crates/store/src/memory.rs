@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use isle_model::write::{Applied, Site};
@@ -89,9 +90,9 @@ pub(crate) struct Shard {
 }
 
 impl Shard {
-    fn new() -> Self {
+    fn new(overlay_bytes: Arc<AtomicUsize>) -> Self {
         Shard {
-            overlay: Overlay::new(),
+            overlay: Overlay::new(overlay_bytes),
             streams: BTreeMap::new(),
             published: BTreeMap::new(),
             seq: 0,
@@ -119,13 +120,16 @@ pub(crate) struct Memory {
     pub(crate) shards: Vec<RwLock<Shard>>,
     pub(crate) tree: RwLock<Arc<IncarnationTree>>,
     pub(crate) view: View,
+    overlay_bytes: Arc<AtomicUsize>,
 }
 
 impl Memory {
     pub(crate) fn new(region: Region, shards: u32, view: View) -> Memory {
+        let overlay_bytes = Arc::new(AtomicUsize::new(0));
         Memory {
             region,
-            shards: (0..shards).map(|_| RwLock::new(Shard::new())).collect(),
+            shards: (0..shards).map(|_| RwLock::new(Shard::new(overlay_bytes.clone()))).collect(),
+            overlay_bytes,
             tree: RwLock::new(Arc::new(IncarnationTree::new())),
             view,
         }
@@ -167,7 +171,7 @@ impl Memory {
     }
 
     pub(crate) fn overlay_bytes(&self) -> usize {
-        self.shards.iter().map(|shard| shard.read().overlay.bytes()).sum()
+        self.overlay_bytes.load(Ordering::Relaxed)
     }
 
     /// What readers see of a key: the overlay's published item, else the view's.

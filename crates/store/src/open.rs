@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use isle_model::{Incarnation, IncarnationTree, Row, ShardId};
+use isle_model::{Incarnation, IncarnationTree, Region, Row, ShardId};
 use parking_lot::Mutex;
 
 use crate::batch::ShardWriter;
@@ -32,6 +32,8 @@ use crate::view_key::{LEDGER, ViewKey};
 const FORMAT_FILE: &str = "FORMAT";
 /// The version of everything in the data directory.
 const FORMAT: &str = "isle data directory, format 1\n";
+/// Whose data it is: another region's directory, or another number of shards, would be read as this one's.
+const IDENTITY_FILE: &str = "IDENTITY";
 const LOCK_FILE: &str = "LOCK";
 /// While replaying, the overlay is drained whenever it has grown to this.
 const REPLAY_OVERLAY_BYTES: usize = 16 << 20;
@@ -57,6 +59,8 @@ pub struct RecoveryReport {
     /// Why the view was not reused, if there was one.
     pub view_distrusted: Option<&'static str>,
     pub checkpoint_items: u64,
+    /// Checkpoints that were damaged, and passed over for an older one or for the log alone.
+    pub checkpoints_damaged: Vec<String>,
     pub entries_replayed: u64,
     /// Torn writes cut from the end of the log. They were never acknowledged.
     pub cuts: Vec<log::Cut>,
@@ -70,6 +74,13 @@ pub enum OpenError {
     Format { found: String },
     #[error("the data directory was made with {found} shards, the configuration says {asked}")]
     Shards { found: usize, asked: u32 },
+    #[error("the data directory is region {found}'s, the configuration says {asked}; use another directory")]
+    Region { found: String, asked: Region },
+    #[error(
+        "{damage}; the log before it is trimmed, so that it cannot be done without: put this data directory aside and \
+         start with an empty one, which the region's peers then complete"
+    )]
+    CheckpointLost { damage: String },
     #[error("data directory: {0}")]
     Io(#[from] std::io::Error),
     #[error(transparent)]
@@ -107,22 +118,27 @@ impl Store {
             return Err(OpenError::Config(faults.join("; ")));
         }
         let lock = lock(&place)?;
+        check_identity(disk.as_ref(), &config)?;
         check_format(disk.as_ref())?;
         let mut report = RecoveryReport::default();
         let start = choose_view(&config, disk.as_ref(), &place, &boot, &mut report, progress)?;
         if start.mark.meta.last_seqs.len() != config.shards as usize {
             return Err(OpenError::Shards { found: start.mark.meta.last_seqs.len(), asked: config.shards });
         }
-        let mut replay = Replay::new(&config, start.view, &start.mark.meta);
+        let mut replay = Replay::new(&config, start.view, disk.clone(), start.mark.clone());
         let options = LogOptions {
             segment_bytes: config.segment_bytes as u32,
             replay_from: start.mark.meta.position,
-            known_durable: start.mark.meta.position,
+            known_durable: start.known_durable,
             recent_bytes: config.tail_ring_bytes,
             ..LogOptions::new(incarnation.0)
         };
         let mut replayed = |at: log::Progress| progress(Progress::ReplayingLog { bytes: at.done, of: at.total });
-        let (log, found) = CommitLog::open(disk.clone(), &options, |entry| replay.take(entry), &mut replayed)?;
+        let opened = CommitLog::open(disk.clone(), &options, |entry| replay.take(entry), &mut replayed);
+        let (log, found) = opened.map_err(|error| match (error, report.checkpoints_damaged.last()) {
+            (LogError::Trimmed { .. }, Some(damage)) => OpenError::CheckpointLost { damage: damage.clone() },
+            (error, _) => error.into(),
+        })?;
         report.entries_replayed = replay.entries;
         report.cuts = found.cuts;
         let (memory, row) = replay.finish(log.durable())?;
@@ -133,9 +149,10 @@ impl Store {
             incarnation,
             publishing: Mutex::new(()),
             published,
-            maintenance: Mutex::new(Maintenance::new(&start.mark, start.checkpoint)),
+            maintenance: Mutex::new(Maintenance::new(start.mark, start.checkpoint)),
             sync_thread: OnceLock::new(),
             short_of_space: AtomicBool::new(false),
+            view_failed: OnceLock::new(),
             _lock: lock,
             config,
             log,
@@ -173,10 +190,31 @@ fn check_format(disk: &dyn Disk) -> Result<(), OpenError> {
     if found == FORMAT { Ok(()) } else { Err(OpenError::Format { found }) }
 }
 
+/// Written before FORMAT, so that a directory with a format has an owner.
+fn check_identity(disk: &dyn Disk, config: &StoreConfig) -> Result<(), OpenError> {
+    let asked = format!("region {}\nshards {}\n", config.region, config.shards);
+    if !disk.exists(IDENTITY_FILE)? {
+        disk.write_atomic(IDENTITY_FILE, asked.as_bytes())?;
+        return Ok(());
+    }
+    let found = String::from_utf8_lossy(&disk.read(IDENTITY_FILE)?).into_owned();
+    if found == asked {
+        return Ok(());
+    }
+    let line = |name: &str| found.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().to_owned();
+    let region = line("region ");
+    if region != config.region.as_str() {
+        return Err(OpenError::Region { found: region, asked: config.region.clone() });
+    }
+    Err(OpenError::Shards { found: line("shards ").parse().unwrap_or(0), asked: config.shards })
+}
+
 /// The view that recovery starts from, and what it holds.
 struct Start {
     view: View,
     mark: ViewMark,
+    /// What was marked or checkpointed was durable: damage below is no torn write.
+    known_durable: LogPosition,
     checkpoint: LogPosition,
 }
 
@@ -188,20 +226,19 @@ fn choose_view(
     report: &mut RecoveryReport,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Start, OpenError> {
-    let checkpoint = checkpoint::list(disk)?.last().copied();
+    let checkpoints = checkpoint::list(disk)?;
+    let newest = checkpoints.last().copied().unwrap_or_default();
     let old = read_mark(disk)?;
-    let generation = old.as_ref().map_or(0, |mark| mark.generation);
-    if let Some(mut mark) = old {
-        match distrust(&mark, place, boot) {
-            None => match View::open(place, generation, config.view_cache_bytes) {
+    let known_durable = old.as_ref().map_or(newest, |mark| mark.meta.position.max(newest));
+    if let Some(mark) = &old {
+        match distrust(mark, place, boot) {
+            None => match View::open(place, mark.generation, config.view_cache_bytes) {
                 Ok(view) => {
                     report.view_reused = true;
-                    mark.clean = false;
-                    mark.boot_id = boot.boot_id.clone();
-                    mark.mount_id = boot.mount_id.clone();
+                    let mark = ViewMark { clean: false, ..owned_by(mark.clone(), boot) };
                     // From here on the view is written: the clean mark must not outlive this.
-                    disk.write_atomic(VIEW_FILE, &codec::encode_view_mark(&mark))?;
-                    return Ok(Start { view, mark, checkpoint: checkpoint.unwrap_or_default() });
+                    write_mark(disk, &mark)?;
+                    return Ok(Start { view, mark, known_durable, checkpoint: newest });
                 }
                 Err(error) => {
                     tracing::warn!(%error, "the view does not open and is built anew");
@@ -210,26 +247,71 @@ fn choose_view(
             },
             why => report.view_distrusted = why,
         }
+        // A crash while it is removed leaves part of it, which must not be taken for all.
+        let nobody = BootIdentity { boot_id: String::new(), mount_id: String::new() };
+        write_mark(disk, &ViewMark { clean: false, ..owned_by(mark.clone(), &nobody) })?;
     }
-    let generation = generation + 1;
-    remove_views(place)?;
-    let view = View::open(place, generation, config.view_cache_bytes)?;
-    let meta = match checkpoint {
-        None => Meta::empty(config.shards),
-        Some(position) => checkpoint::load(disk, position, |key, item| {
-            report.checkpoint_items += 1;
-            if report.checkpoint_items.is_multiple_of(10_000) {
-                progress(Progress::LoadingCheckpoint { items: report.checkpoint_items });
+    let generation = old.as_ref().map_or(0, |mark| mark.generation);
+    let (generation, view, mut meta, checkpoint) =
+        build_view(config, disk, place, generation, &checkpoints, report, progress)?;
+    // The checkpoint may hold what came after its header, and names rows that only the mark knows.
+    for (incarnation, row) in old.iter().flat_map(|mark| mark.meta.tree.rows()) {
+        meta.tree.insert(incarnation, row.clone()).map_err(|conflict| OpenError::Row(conflict.to_string()))?;
+    }
+    // Only what is flushed is marked.
+    view.flush()?;
+    let mark = ViewMark { generation, boot_id: String::new(), mount_id: String::new(), clean: false, meta };
+    let mark = owned_by(mark, boot);
+    write_mark(disk, &mark)?;
+    Ok(Start { view, mark, known_durable, checkpoint })
+}
+
+fn owned_by(mark: ViewMark, boot: &BootIdentity) -> ViewMark {
+    ViewMark { boot_id: boot.boot_id.clone(), mount_id: boot.mount_id.clone(), ..mark }
+}
+
+fn write_mark(disk: &dyn Disk, mark: &ViewMark) -> std::io::Result<()> {
+    disk.write_atomic(VIEW_FILE, &codec::encode_view_mark(mark))
+}
+
+/// A new generation from the newest checkpoint that is sound; from nothing, if there is none.
+fn build_view(
+    config: &StoreConfig,
+    disk: &dyn Disk,
+    place: &ViewPlace,
+    mut generation: u64,
+    checkpoints: &[LogPosition],
+    report: &mut RecoveryReport,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<(u64, View, Meta, LogPosition), OpenError> {
+    for position in checkpoints.iter().rev() {
+        generation += 1;
+        remove_views(place)?;
+        let view = View::open(place, generation, config.view_cache_bytes)?;
+        let mut items = 0;
+        let loaded = checkpoint::load(disk, *position, |key, item| {
+            items += 1;
+            if u64::is_multiple_of(items, 10_000) {
+                progress(Progress::LoadingCheckpoint { items });
             }
             view.put(&key, &item).map_err(OpenError::from)
-        })?,
-    };
-    // The new generation is marked at the checkpoint's position only once it is flushed: maintenance does so.
-    let mark =
-        ViewMark { generation, boot_id: boot.boot_id.clone(), mount_id: boot.mount_id.clone(), clean: false, meta };
-    view.flush()?;
-    disk.write_atomic(VIEW_FILE, &codec::encode_view_mark(&mark))?;
-    Ok(Start { view, mark, checkpoint: checkpoint.unwrap_or_default() })
+        });
+        match loaded {
+            Ok(meta) => {
+                report.checkpoint_items = items;
+                return Ok((generation, view, meta, *position));
+            }
+            Err(OpenError::Checkpoint(error)) if error.is_damage() => {
+                tracing::error!(%error, "a checkpoint is passed over");
+                report.checkpoints_damaged.push(error.to_string());
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    generation += 1;
+    remove_views(place)?;
+    let view = View::open(place, generation, config.view_cache_bytes)?;
+    Ok((generation, view, Meta::empty(config.shards), LogPosition::default()))
 }
 
 /// The view's mark. One that does not decode is as good as none: the view is built anew.
@@ -252,6 +334,9 @@ fn distrust(mark: &ViewMark, place: &ViewPlace, boot: &BootIdentity) -> Option<&
     let ViewPlace::Directory(root) = place else { return Some("it was temporary") };
     if !directory_of(root, mark.generation).join("db").exists() {
         return Some("its directory is gone");
+    }
+    if mark.boot_id.is_empty() && !mark.clean {
+        return Some("it failed, or was about to be removed");
     }
     match (mark.clean, mark.boot_id == boot.boot_id, mark.mount_id == boot.mount_id) {
         (true, ..) | (_, true, true) => None,
@@ -283,10 +368,13 @@ struct Replay {
     tree: IncarnationTree,
     last_incarnation: Option<Incarnation>,
     entries: u64,
+    disk: Arc<dyn Disk>,
+    mark: ViewMark,
 }
 
 impl Replay {
-    fn new(config: &StoreConfig, view: View, meta: &Meta) -> Replay {
+    fn new(config: &StoreConfig, view: View, disk: Arc<dyn Disk>, mark: ViewMark) -> Replay {
+        let meta = &mark.meta;
         let memory = Memory::new(config.region.clone(), config.shards, view);
         for (at, shard) in memory.shards.iter().enumerate() {
             shard.write().seq = meta.last_seqs[at];
@@ -304,7 +392,7 @@ impl Replay {
                 memory.shard(shard).write().open_losers.insert((entry.loser, entry.field.clone()));
             }
         }
-        Replay { memory, tree: meta.tree.clone(), last_incarnation: meta.last_incarnation, entries: 0 }
+        Replay { memory, tree: meta.tree.clone(), last_incarnation: meta.last_incarnation, entries: 0, disk, mark }
     }
 
     fn take(&mut self, logged: log::Entry) -> Result<(), OpenError> {
@@ -355,7 +443,12 @@ impl Replay {
         Ok(())
     }
 
-    fn drain(&mut self) -> Result<(), ViewError> {
+    fn drain(&mut self) -> Result<(), OpenError> {
+        if self.tree.len() != self.mark.meta.tree.len() {
+            // As in maintenance: the mark knows every incarnation that the view names.
+            self.mark.meta.tree = self.tree.clone();
+            write_mark(self.disk.as_ref(), &self.mark)?;
+        }
         for shard in &self.memory.shards {
             let mut shard = shard.write();
             let items = shard.overlay.next_to_drain(None, usize::MAX);

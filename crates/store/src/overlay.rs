@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use isle_model::{LedgerEntry, Record};
 
@@ -55,17 +56,13 @@ pub(crate) struct Overlay<T> {
     /// The newest pending item of a key, and in how many pending batches the key is.
     newest: HashMap<ViewKey, (Item, u32)>,
     visible: BTreeMap<ViewKey, Item>,
-    bytes: usize,
+    /// About how many bytes all overlays of a node hold, pending ones included: asked without a lock before every batch.
+    bytes: Arc<AtomicUsize>,
 }
 
 impl<T> Overlay<T> {
-    pub(crate) fn new() -> Self {
-        Overlay { pending: VecDeque::new(), newest: HashMap::new(), visible: BTreeMap::new(), bytes: 0 }
-    }
-
-    /// About how many bytes are held, pending ones included.
-    pub(crate) fn bytes(&self) -> usize {
-        self.bytes
+    pub(crate) fn new(bytes: Arc<AtomicUsize>) -> Self {
+        Overlay { pending: VecDeque::new(), newest: HashMap::new(), visible: BTreeMap::new(), bytes }
     }
 
     /// The newest there is, durable or not: for the shard's writer alone.
@@ -80,7 +77,7 @@ impl<T> Overlay<T> {
     pub(crate) fn stage(&mut self, end: LogPosition, changes: Vec<(ViewKey, Item)>, with: T) {
         debug_assert!(self.pending.back().is_none_or(|last| last.end <= end));
         for (key, item) in &changes {
-            self.bytes += key.0.len() + item.bytes();
+            self.bytes.fetch_add(key.0.len() + item.bytes(), Ordering::Relaxed);
             match self.newest.get_mut(key) {
                 Some((newest, batches)) => {
                     *newest = item.clone();
@@ -102,7 +99,7 @@ impl<T> Overlay<T> {
             for (key, item) in changes {
                 self.forget_pending(&key);
                 if let Some(old) = self.visible.insert(key.clone(), item) {
-                    self.bytes = self.bytes.saturating_sub(key.0.len() + old.bytes());
+                    self.bytes.fetch_sub(key.0.len() + old.bytes(), Ordering::Relaxed);
                 }
             }
         }
@@ -146,7 +143,7 @@ impl<T> Overlay<T> {
         for (key, item) in items {
             if self.visible.get(key).is_some_and(|now| now.is_same(item)) {
                 self.visible.remove(key);
-                self.bytes = self.bytes.saturating_sub(key.0.len() + item.bytes());
+                self.bytes.fetch_sub(key.0.len() + item.bytes(), Ordering::Relaxed);
             }
         }
     }
@@ -167,7 +164,7 @@ mod tests {
 
     #[test]
     fn readers_see_a_batch_only_once_it_is_durable() {
-        let mut overlay = Overlay::new();
+        let mut overlay = Overlay::new(Arc::default());
         overlay.stage(LogPosition(8), vec![(key(1), record())], ());
         assert!(overlay.visible(&key(1)).is_none());
         assert!(overlay.newest(&key(1)).is_some());
@@ -180,7 +177,7 @@ mod tests {
 
     #[test]
     fn a_newer_item_survives_the_draining_of_an_older_one() {
-        let mut overlay = Overlay::new();
+        let mut overlay = Overlay::new(Arc::default());
         overlay.stage(LogPosition(8), vec![(key(1), record())], ());
         overlay.publish(LogPosition(8), |_, ()| ());
         let draining = overlay.next_to_drain(None, 10);
@@ -191,12 +188,12 @@ mod tests {
         let newer = overlay.next_to_drain(None, 10);
         overlay.drained(&newer);
         assert!(overlay.next_to_drain(None, 1).is_empty());
-        assert_eq!(overlay.bytes(), 0);
+        assert_eq!(overlay.bytes.load(Ordering::Relaxed), 0);
     }
 
     #[test]
     fn the_writer_reads_its_unsynced_batches_until_the_last_is_published() {
-        let mut overlay = Overlay::new();
+        let mut overlay = Overlay::new(Arc::default());
         let (first, second) = (record(), record());
         overlay.stage(LogPosition(8), vec![(key(1), first)], ());
         overlay.stage(LogPosition(16), vec![(key(1), second.clone())], ());

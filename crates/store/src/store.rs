@@ -167,6 +167,8 @@ pub struct Store {
     pub(crate) sync_thread: OnceLock<Weak<SyncThread>>,
     /// Free space is below the reserve: writes are refused until it is not.
     pub(crate) short_of_space: AtomicBool,
+    /// Why the view takes nothing more, if so. It stays so: sled latches its errors, and the next start rebuilds the view.
+    pub(crate) view_failed: OnceLock<String>,
     pub(crate) _lock: Option<std::fs::File>,
 }
 
@@ -214,6 +216,12 @@ impl Store {
         if self.short_of_space.load(Ordering::Relaxed) {
             return Err(AppendError::DiskFull);
         }
+        if let Some(reason) = self.view_failed.get().filter(|_| self.is_overlay_over()) {
+            // Nobody will ever make room: the memory must not grow without bound.
+            let reason =
+                format!("nothing can be drained into the view, which is built anew at the next start: {reason}");
+            return Err(AppendError::Poisoned { reason });
+        }
         // The shard stays locked from the append to the staging, so that no publication passes in between and misses it.
         let mut shard = self.memory.shard(work.shard).write();
         let end = self.log.append(payloads)?.end;
@@ -257,8 +265,13 @@ impl Store {
         self.log.poisoned()
     }
 
-    /// Whether writers should wait for the overlay to be drained.
+    /// Whether writers should wait for the overlay to be drained. Where nothing will be drained any more, commits are
+    /// refused instead.
     pub fn overlay_full(&self) -> bool {
+        self.is_overlay_over() && self.view_failed.get().is_none()
+    }
+
+    fn is_overlay_over(&self) -> bool {
         self.memory.overlay_bytes() >= self.config.overlay_bytes_max
     }
 
@@ -329,8 +342,14 @@ impl Store {
         })?;
         let mut tail = Tail { items: Vec::new(), upto: after };
         for entry in read {
+            let delta = match codec::delta_of_entry(&entry.payload) {
+                Ok(delta) => delta,
+                // What comes before it is handed out first: the next call then begins with the error.
+                Err(_) if tail.upto > after => return Ok(tail),
+                Err(error) => return Err(error.into()),
+            };
             tail.upto = entry.end;
-            if let Some((head, encoded)) = codec::delta_of_entry(&entry.payload)? {
+            if let Some((head, encoded)) = delta {
                 let own = head.dot.incarnation.0 == entry.incarnation;
                 tail.items.push(LogItem { end: entry.end, own, head, encoded });
             }
@@ -367,7 +386,8 @@ impl Store {
             let Rows { rows, next } = self.memory.visible_range(shard, &at, &end, 256)?;
             from = next;
             for (key, item) in rows {
-                if bytes >= bytes_max {
+                // At least one, so that a caller who asks for next to nothing gets on.
+                if bytes >= bytes_max && !records.is_empty() {
                     from = Some(key);
                     break 'fill;
                 }
@@ -483,7 +503,7 @@ impl Store {
             view_bytes: self.memory.view.bytes(),
             checkpoint_position: maintenance.checkpoint_position,
             view_position: maintenance.view_position,
-            view_failed: maintenance.view_failed.clone(),
+            view_failed: self.view_failed.get().cloned(),
         }
     }
 

@@ -454,6 +454,152 @@ fn a_data_directory_is_opened_once_at_a_time_and_only_in_its_own_format() {
     assert!(error.to_string().contains("format 99"), "{error}");
 }
 
+#[test]
+fn a_data_directory_of_another_region_or_shard_count_is_refused() {
+    let disk = MemoryDisk::new();
+    let mut node = Node::open("a", &disk, 1);
+    let _ = node.put(b"k", "v");
+    node.store.sync().unwrap();
+    let open = |config| Node::try_open(config, Arc::new(disk.clone()), ViewPlace::Temporary, 2, "boot").err().unwrap();
+    let error = open(config("b"));
+    assert!(matches!(&error, OpenError::Region { found, .. } if found == "a"), "{error}");
+    let error = open(StoreConfig { shards: 2, ..config("a") });
+    assert!(matches!(error, OpenError::Shards { found: 4, asked: 2 }), "{error}");
+    assert_eq!(Node::open("a", &disk, 3).get(b"k").as_deref(), Some("v"));
+}
+
+/// Writes until there is a checkpoint; returns where the newest is.
+fn fill_until_checkpoint(node: &mut Node) -> String {
+    for n in 0..4_000 {
+        let _ = node.put(format!("key-{}", n % 100).as_bytes(), &"x".repeat(100));
+    }
+    node.store.sync().unwrap();
+    node.settle();
+    let position = node.store.stats().checkpoint_position;
+    assert!(position > Default::default());
+    format!("checkpoints/{:016x}.ckpt", position.0)
+}
+
+fn damage(disk: &MemoryDisk, file: &str) {
+    let mut bytes = disk.read(file).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    disk.write_atomic(file, &bytes).unwrap();
+}
+
+#[test]
+fn a_damaged_checkpoint_is_passed_over_while_the_log_reaches_back_and_named_otherwise() {
+    let disk = MemoryDisk::new();
+    let mut node = Node::open("a", &disk, 1);
+    let checkpoint = fill_until_checkpoint(&mut node);
+    let (expected, untrimmed) = (node.all(), disk.crash(Crash::KeepSynced, &mut |_| 0));
+    damage(&untrimmed, &checkpoint);
+    let disk_of = |disk: &MemoryDisk| Arc::new(disk.clone());
+    let (store, writers, report) =
+        Store::open(config("a"), disk_of(&untrimmed), ViewPlace::Temporary, boot("boot"), Incarnation(2), &mut |_| ())
+            .unwrap();
+    assert_eq!(report.checkpoints_damaged.len(), 1);
+    assert_same(&Node { store, writers, clock: 0 }.all(), &expected);
+    node.store.trim(node.store.durable()).unwrap();
+    let trimmed = disk.crash(Crash::KeepSynced, &mut |_| 0);
+    damage(&trimmed, &checkpoint);
+    let error = Node::try_open(config("a"), disk_of(&trimmed), ViewPlace::Temporary, 2, "boot").err().unwrap();
+    assert!(matches!(error, OpenError::CheckpointLost { .. }), "{error}");
+    assert!(error.to_string().contains("peers"), "it says what to do: {error}");
+}
+
+#[test]
+fn below_the_reserve_every_write_is_refused_until_there_is_space() {
+    let disk = MemoryDisk::new();
+    let config = StoreConfig { disk_reserve_bytes: 1 << 20, ..config("a") };
+    let mut node = Node::try_open(config, Arc::new(disk.clone()), ViewPlace::Temporary, 1, "boot").unwrap();
+    let _ = node.put(b"before", "v");
+    node.store.sync().unwrap();
+    disk.set_capacity(Some(disk.used() + (1 << 19)));
+    node.store.maintain().unwrap();
+    let mut batch = node.writers[0].begin();
+    batch.state_done(KS, Vec::new());
+    assert!(matches!(batch.commit(), Err(isle_store::AppendError::DiskFull)), "a peer's batch is refused as well");
+    assert_eq!(node.get(b"before").as_deref(), Some("v"), "reads go on");
+    disk.set_capacity(None);
+    node.store.maintain().unwrap();
+    let _ = node.put(b"after", "v");
+    node.store.sync().unwrap();
+    assert_eq!(node.get(b"after").as_deref(), Some("v"));
+}
+
+#[test]
+fn a_closed_store_stays_as_its_mark_says_however_often_it_is_closed_or_tended() {
+    let directory = tempfile::tempdir().unwrap();
+    let open = |incarnation| {
+        let disk = Arc::new(RealDisk::open(directory.path().to_owned()).unwrap());
+        let place = ViewPlace::Directory(directory.path().to_owned());
+        Node::try_open(config("a"), disk, place, incarnation, "boot").unwrap()
+    };
+    let mut node = open(1);
+    let _ = node.put(b"k", "v");
+    let threads = node.store.start_threads(Box::new(|_| ()), Box::new(|_| ())).unwrap();
+    node.store.close().unwrap();
+    let mark = std::fs::read(directory.path().join("VIEW")).unwrap();
+    node.store.close().unwrap();
+    assert!(!node.store.maintain().unwrap());
+    drop(threads);
+    assert_eq!(std::fs::read(directory.path().join("VIEW")).unwrap(), mark);
+    let mut batch = node.writers[0].begin();
+    batch.state_done(KS, Vec::new());
+    assert!(batch.commit().is_err(), "a closed store takes nothing");
+    drop(node);
+    assert_eq!(open(2).get(b"k").as_deref(), Some("v"));
+}
+
+#[test]
+fn an_idle_store_is_flushed_so_that_a_restart_replays_next_to_nothing() {
+    let disk = MemoryDisk::new();
+    let mut node = Node::open("a", &disk, 1);
+    let end = node.put(b"k", "v").end;
+    node.store.sync().unwrap();
+    // Less than what makes a flush due: it is being idle that does.
+    for _ in 0..200 {
+        node.store.maintain().unwrap();
+    }
+    let stats = node.store.stats();
+    assert!(stats.view_position >= end, "{} of {end}", stats.view_position);
+    let syncs = disk.syncs();
+    for _ in 0..500 {
+        node.store.maintain().unwrap();
+    }
+    assert_eq!(disk.syncs(), syncs, "and then it rests");
+}
+
+#[test]
+fn a_burst_is_drained_while_the_count_and_a_checkpoint_go_on() {
+    let mut disk = MemoryDisk::new();
+    let mut node = Node::open("a", &disk, 1);
+    for n in 0..20_000 {
+        let _ = node.put(format!("k{n}").as_bytes(), "v");
+    }
+    node.store.sync().unwrap();
+    node.settle();
+    disk = disk.crash(Crash::KeepSynced, &mut |_| 0);
+    let mut node = Node::open("a", &disk, 2);
+    for n in 0..2_000 {
+        let _ = node.put(format!("k{n}").as_bytes(), &"w".repeat(100));
+    }
+    node.store.sync().unwrap();
+    let drain = node.store.config().overlay_drain_bytes as u64;
+    assert!(node.store.stats().overlay_bytes > drain);
+    let mut steps = 0;
+    while node.store.stats().overlay_bytes > drain {
+        assert!(!node.store.is_counted(), "it did not wait for the count");
+        node.store.maintain().unwrap();
+        steps += 1;
+        assert!(steps < 1_000);
+    }
+    let (records, digest) = node.digest();
+    let disk = disk.crash(Crash::KeepSynced, &mut |_| 0);
+    assert_eq!((records, Node::open("a", &disk, 3).digest().1), (20_000, digest));
+}
+
 struct Seeded(u64);
 
 impl Seeded {
