@@ -1,6 +1,7 @@
 //! Three sites, each with a disk and, while it is up, a region's server and its clients; the links between them; and time,
 //! which passes only when asked to.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
@@ -82,9 +83,18 @@ struct Site {
     error: Mutex<Option<String>>,
 }
 
+/// What was done to links, other than slowing them.
+#[derive(Default)]
+struct Broken {
+    cut: BTreeSet<(usize, usize)>,
+    held: BTreeSet<(usize, usize)>,
+}
+
 pub struct World {
     rng: StdRng,
     sites: Vec<Arc<Site>>,
+    broken: Broken,
+    fail_rate: f64,
     sim: Sim<'static>,
 }
 
@@ -124,7 +134,7 @@ impl World {
                 }
             });
         }
-        World { rng: rng_of(seed, "world"), sites, sim }
+        World { rng: rng_of(seed, "world"), sites, broken: Broken::default(), fail_rate: tuning.fail_rate, sim }
     }
 
     pub fn now(&self) -> Duration {
@@ -166,9 +176,10 @@ impl World {
         }
         self.sim.bounce(SITES[site]);
         self.advance(TICK)?;
-        match self.sites[site].error.lock().take() {
+        let error = self.sites[site].error.lock().take();
+        match error {
             Some(error) => {
-                self.sim.crash(SITES[site]);
+                self.end_software(site);
                 Err(error)
             }
             None => Ok(()),
@@ -182,8 +193,33 @@ impl World {
         // First the disk: nothing that ends below can reach it any more.
         let disk = this.boot.lock().disk.crash(how, &mut |n| rng.random_range(0..n));
         this.node.lock().take();
-        self.sim.crash(SITES[site]);
         this.boot.lock().disk = disk;
+        self.end_software(site);
+    }
+
+    /// Ends a site's tasks with its cables pulled: in which order they end, and say goodbye, follows from tokio's task ids,
+    /// which runs on other threads use up too. A power cut says no goodbye either.
+    fn end_software(&mut self, site: usize) {
+        let others = || (0..SITES.len()).filter(move |other| *other != site);
+        self.sim.set_fail_rate(0.0);
+        others().for_each(|other| self.sim.partition(SITES[site], SITES[other]));
+        self.sim.crash(SITES[site]);
+        self.sim.set_fail_rate(self.fail_rate);
+        for other in others() {
+            self.sim.repair(SITES[site], SITES[other]);
+            self.break_again(site, other);
+        }
+    }
+
+    fn break_again(&mut self, a: usize, b: usize) {
+        for (from, to) in [(a, b), (b, a)] {
+            if self.broken.cut.contains(&(from, to)) {
+                self.sim.partition_oneway(SITES[from], SITES[to]);
+            }
+            if self.broken.held.contains(&(from, to)) {
+                self.sim.hold(SITES[from], SITES[to]);
+            }
+        }
     }
 
     /// The disk is beyond use, and a new one is put in.
@@ -193,16 +229,22 @@ impl World {
 
     /// Nothing arrives from one site at the other any more, and what is under way is lost.
     pub fn cut(&mut self, from: usize, to: usize) {
+        self.broken.cut.insert((from, to));
         self.sim.partition_oneway(SITES[from], SITES[to]);
     }
 
     /// Everything between two sites is held, and arrives after healing.
     pub fn hold(&mut self, a: usize, b: usize) {
+        self.broken.held.insert((a, b));
         self.sim.hold(SITES[a], SITES[b]);
     }
 
     /// Opens a link, both ways.
     pub fn repair(&mut self, a: usize, b: usize) {
+        for ends in [(a, b), (b, a)] {
+            self.broken.cut.remove(&ends);
+            self.broken.held.remove(&ends);
+        }
         self.sim.release(SITES[a], SITES[b]);
         self.sim.repair(SITES[a], SITES[b]);
     }
@@ -214,6 +256,7 @@ impl World {
 
     /// No message is lost from now on.
     pub fn stop_losing(&mut self) {
+        self.fail_rate = 0.0;
         self.sim.set_fail_rate(0.0);
     }
 }
