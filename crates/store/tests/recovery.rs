@@ -701,6 +701,12 @@ fn history(seed: u64) {
     }
 }
 
+/// A number from the environment: which histories to run is for whoever looks into one, and no setting of the store.
+#[allow(clippy::disallowed_methods)]
+fn asked(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|number| number.parse().ok())
+}
+
 /// Histories that once went wrong: a view that was ahead of its mark named incarnations which the replay did not know yet
 /// (286, 472), and a checkpoint whose name was not durable let the log go (2441).
 #[test]
@@ -710,9 +716,9 @@ fn histories_that_once_went_wrong_go_right() {
 
 #[test]
 fn whatever_the_crash_a_store_comes_back_as_some_moment_since_its_last_sync() {
-    let from: u64 = std::env::var("ISLE_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);
-    let asked = std::env::var("ISLE_SEEDS").ok().and_then(|seeds| seeds.parse().ok());
-    let seeds: u64 = asked.unwrap_or(if std::env::var("ISLE_SEED").is_ok() { 1 } else { 240 });
+    let from = asked("ISLE_SEED");
+    let seeds = asked("ISLE_SEEDS").unwrap_or(if from.is_some() { 1 } else { 240 });
+    let from = from.unwrap_or(0);
     println!("seeds {from}..{}", from + seeds);
     let next = AtomicU64::new(from);
     std::thread::scope(|scope| {

@@ -529,6 +529,63 @@ fn below_the_reserve_every_write_is_refused_until_there_is_space() {
 }
 
 #[test]
+fn a_view_that_fails_is_named_refuses_what_it_cannot_hold_and_is_rebuilt_at_the_next_start() {
+    let directory = tempfile::tempdir().unwrap();
+    let open = |incarnation| {
+        let disk = Arc::new(RealDisk::open(directory.path().to_owned()).unwrap());
+        let place = ViewPlace::Directory(directory.path().to_owned());
+        Store::open(config("a"), disk, place, boot("boot"), Incarnation(incarnation), &mut |_| ()).unwrap()
+    };
+    let (store, writers, _) = open(1);
+    let mut node = Node { store, writers, clock: 0 };
+    for key in ["k1", "k2"] {
+        let _ = node.put(key.as_bytes(), "v");
+    }
+    node.store.close().unwrap();
+    drop(node);
+    {
+        let view = sled::open(directory.path().join("view-1")).unwrap();
+        let records = view.open_tree("records").unwrap();
+        let key = records.iter().keys().map(Result::unwrap).find(|key| key.ends_with(b"k1")).unwrap();
+        records.insert(key, b"\xff\xff not a record").unwrap();
+    }
+    let (store, writers, report) = open(2);
+    assert!(report.view_reused);
+    let mut node = Node { store, writers, clock: 0 };
+    let failed = (0..10).find_map(|_| node.store.maintain().err());
+    assert!(failed.is_some_and(|error| error.to_string().contains("does not decode")));
+    assert!(node.store.stats().view_failed.is_some());
+    assert_eq!(node.get(b"k2").as_deref(), Some("v"), "reads of the rest go on");
+    let mut written = 0;
+    let refused = loop {
+        let mut batch = node.writers[0].begin();
+        let hlc = Hlc::from_ms(1);
+        let (tree, key) = (batch.tree(), (0..).map(|n| format!("{written}-{n}")));
+        let key = Bytes::from(key.into_iter().find(|key| ShardId::of(KS, key.as_bytes(), 4) == ShardId(0)).unwrap());
+        let stamp = batch.stamp(hlc, Epoch(0));
+        let region = Region::new("a");
+        let writer = Writer { region: &region, keyspace: KS, stamp, lineage: tree.shard(ShardId(0)) };
+        let mutation = Mutation::Put { value: Value::string(&"x".repeat(10_000)) };
+        let write = plan(&key, &mutation, &Precondition::None, None, &Default::default(), writer).unwrap().unwrap();
+        batch.write(KS, write, stamp).unwrap();
+        match batch.commit() {
+            Ok(_) => written += 1,
+            Err(error) => break error,
+        }
+        assert!(!node.store.overlay_full(), "nobody waits for what never comes");
+        assert!(written < 1_000, "the memory grows without bound");
+    };
+    assert!(refused.to_string().contains("does not decode"), "{refused}");
+    node.store.sync().unwrap();
+    drop(node);
+    let (store, writers, report) = open(3);
+    assert!(report.view_distrusted.is_some() && !report.view_reused, "{report:?}");
+    let node = Node { store, writers, clock: 0 };
+    assert_eq!(node.all().len(), written + 2);
+    assert_eq!(node.get(b"k1").as_deref(), Some("v"), "the log had it");
+}
+
+#[test]
 fn a_closed_store_stays_as_its_mark_says_however_often_it_is_closed_or_tended() {
     let directory = tempfile::tempdir().unwrap();
     let open = |incarnation| {
