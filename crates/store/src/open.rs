@@ -142,6 +142,9 @@ impl Store {
         report.entries_replayed = replay.entries;
         report.cuts = found.cuts;
         let (memory, row) = replay.finish(log.durable())?;
+        if memory.tree().contains(incarnation) {
+            return Err(OpenError::Row(format!("{incarnation} was used before, and its dots would be issued again")));
+        }
         let published = AtomicU64::new(log.durable().0);
         let store = Arc::new(Store {
             memory,

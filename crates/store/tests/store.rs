@@ -455,6 +455,15 @@ fn a_data_directory_is_opened_once_at_a_time_and_only_in_its_own_format() {
 }
 
 #[test]
+fn an_incarnation_is_never_used_twice() {
+    let disk = MemoryDisk::new();
+    let _ = Node::open("a", &disk, 1);
+    let again = Node::try_open(config("a"), Arc::new(disk.clone()), ViewPlace::Temporary, 1, "boot").err().unwrap();
+    assert!(again.to_string().contains("used before"), "{again}");
+    let _ = Node::open("a", &disk, 2);
+}
+
+#[test]
 fn a_data_directory_of_another_region_or_shard_count_is_refused() {
     let disk = MemoryDisk::new();
     let mut node = Node::open("a", &disk, 1);
