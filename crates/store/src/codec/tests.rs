@@ -7,19 +7,21 @@ mod frozen;
 mod hostile;
 mod round_trip;
 
+use std::sync::Arc;
+
 use super::*;
 
 /// What a chunk of a checkpoint holds, in a form that can be compared.
 #[derive(Clone, Debug, PartialEq)]
 enum Held {
-    Record(Record),
-    Ledger(LedgerEntry),
+    Record(Arc<Record>),
+    Ledger(Arc<LedgerEntry>),
 }
 
 fn items(held: &[(ViewKey, Held)]) -> Vec<(ViewKey, Item)> {
     let item = |held: &Held| match held {
-        Held::Record(record) => Item::Record(record.clone().into()),
-        Held::Ledger(entry) => Item::Ledger(entry.clone().into()),
+        Held::Record(record) => Item::Record(record.clone()),
+        Held::Ledger(entry) => Item::Ledger(entry.clone()),
     };
     held.iter().map(|(key, one)| (key.clone(), item(one))).collect()
 }
@@ -30,8 +32,8 @@ fn encode_chunk(held: &[(ViewKey, Held)]) -> Bytes {
 
 fn decode_chunk(bytes: Bytes) -> Result<Vec<(ViewKey, Held)>, DecodeError> {
     let held = |(key, item)| match item {
-        Item::Record(record) => (key, Held::Record(Record::clone(&record))),
-        Item::Ledger(entry) => (key, Held::Ledger(LedgerEntry::clone(&entry))),
+        Item::Record(record) => (key, Held::Record(record)),
+        Item::Ledger(entry) => (key, Held::Ledger(entry)),
         Item::Gone => unreachable!("a checkpoint holds nothing that is gone"),
     };
     Ok(decode_checkpoint_chunk(bytes)?.into_iter().map(held).collect())

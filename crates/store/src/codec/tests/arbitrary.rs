@@ -206,11 +206,11 @@ pub fn view_mark() -> impl Strategy<Value = ViewMark> {
 
 pub fn checkpoint_chunk() -> impl Strategy<Value = Vec<(ViewKey, Held)>> {
     let of_record = (any::<u64>(), any::<u32>(), key(), record()).prop_map(|(keyspace, shard, key, record)| {
-        (ViewKey::record(KeyspaceId(keyspace), ShardId(shard), &key), Held::Record(record))
+        (ViewKey::record(KeyspaceId(keyspace), ShardId(shard), &key), Held::Record(record.into()))
     });
     let of_entry = (any::<u32>(), ledger_entry()).prop_map(|(shard, entry)| {
         let key = ViewKey::ledger(entry.keyspace, ShardId(shard), &entry.key, entry.loser, &entry.field);
-        (key, Held::Ledger(entry))
+        (key, Held::Ledger(entry.into()))
     });
     vec(prop_oneof![of_record, of_entry], 0..4)
 }

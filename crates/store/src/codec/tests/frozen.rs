@@ -144,9 +144,9 @@ fn checkpoint_chunk() -> Vec<(ViewKey, Held)> {
     let entry = ledger_entry();
     let ledger_key = ViewKey::ledger(entry.keyspace, SHARD, &entry.key, entry.loser, &entry.field);
     vec![
-        (ViewKey::record(KEYSPACE, SHARD, &KEY), Held::Record(record())),
-        (ViewKey::record(KEYSPACE, SHARD, b"w"), Held::Record(Record::new())),
-        (ledger_key, Held::Ledger(entry)),
+        (ViewKey::record(KEYSPACE, SHARD, &KEY), Held::Record(record().into())),
+        (ViewKey::record(KEYSPACE, SHARD, b"w"), Held::Record(Record::new().into())),
+        (ledger_key, Held::Ledger(entry.into())),
     ]
 }
 

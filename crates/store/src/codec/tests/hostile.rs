@@ -179,6 +179,6 @@ fn a_range_may_end_just_after_the_longest_key_and_no_further() {
 fn a_checkpoint_item_under_a_key_of_the_other_tree_is_refused() {
     let key = ViewKey::record(KeyspaceId(1), ShardId(0), b"k");
     let swapped = ViewKey::from_tree(LEDGER, key.in_tree());
-    assert!(decode_chunk(encode_chunk(&[(key, Held::Record(Record::new()))])).is_ok());
-    assert!(decode_chunk(encode_chunk(&[(swapped, Held::Record(Record::new()))])).is_err());
+    assert!(decode_chunk(encode_chunk(&[(key, Held::Record(Record::new().into()))])).is_ok());
+    assert!(decode_chunk(encode_chunk(&[(swapped, Held::Record(Record::new().into()))])).is_err());
 }
