@@ -109,6 +109,11 @@ impl Streams {
         self.news.then(|| Statement { absorbed: self.applied.clone().into_iter().collect() })
     }
 
+    /// The next statement is made though it says nothing new: somebody may have missed the last.
+    pub fn restate(&mut self) {
+        self.news = true;
+    }
+
     /// Whether `holder` is known to have absorbed `dot`.
     pub fn has_absorbed(&self, holder: &Region, me: &Region, dot: Dot, lineage: Lineage<'_>) -> bool {
         let Some(origin) = lineage.region(dot.incarnation) else { return false };

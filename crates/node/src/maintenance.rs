@@ -104,11 +104,17 @@ impl Upkeep {
             return Ok(());
         }
         for queue in &self.shared.queues {
-            let has_news = |id: &KeyspaceId| self.shared.store.streams(*id, queue.shard).statement().is_some();
-            let keyspaces: Vec<KeyspaceId> =
-                self.shared.config.keyspaces.iter().map(|keyspace| keyspace.id).filter(has_news).collect();
+            let ids = || self.shared.config.keyspaces.iter().map(|keyspace| keyspace.id);
+            let again: Vec<KeyspaceId> = {
+                let mut restate = self.shared.restate.lock();
+                ids().filter(|id| restate.remove(&(*id, queue.shard))).collect()
+            };
+            let has_news = |id: &KeyspaceId| {
+                again.contains(id) || self.shared.store.streams(*id, queue.shard).statement().is_some()
+            };
+            let keyspaces: Vec<KeyspaceId> = ids().filter(has_news).collect();
             if !keyspaces.is_empty() {
-                let answer = queue.submit(512, |answer| Job::Statement { keyspaces, answer }).await?;
+                let answer = queue.submit(512, |answer| Job::Statement { keyspaces, again, answer }).await?;
                 answer_of(answer).await?;
             }
         }

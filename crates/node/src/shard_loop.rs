@@ -227,7 +227,10 @@ fn plan(shared: &Shared, batch: &mut Batch<'_>, job: Job) -> Option<Ready> {
             batch.state_done(keyspace, cursors);
             Ready::Done(answer)
         }
-        Job::Statement { keyspaces, answer } => Ready::Count(answer, state(shared, batch, &keyspaces)),
+        Job::Statement { keyspaces, again, answer } => {
+            again.iter().for_each(|keyspace| batch.restate(*keyspace));
+            Ready::Count(answer, state(shared, batch, &keyspaces))
+        }
         Job::Forget { keyspace, keys, holders, answer } => {
             Ready::Count(answer, forget(shared, batch, keyspace, keys, &holders))
         }

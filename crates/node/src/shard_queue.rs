@@ -45,6 +45,8 @@ pub(crate) enum Job {
     },
     Statement {
         keyspaces: Vec<KeyspaceId>,
+        /// Those that are stated though there is no news.
+        again: Vec<KeyspaceId>,
         answer: Answer<u64>,
     },
     Forget {

@@ -38,6 +38,8 @@ pub(crate) struct Shared {
     pub(crate) repair: Notify,
     /// Transfers under way: what the sender streams of these is not applied meanwhile.
     pub(crate) completing: Mutex<BTreeSet<(Region, StreamKey)>>,
+    /// Streams whose last statement some peer may have missed: a state took it past that, or it never heard one.
+    pub(crate) restate: Mutex<BTreeSet<StreamKey>>,
     /// When which position had become durable, for lag in time.
     pub(crate) ages: Mutex<AgeMarks>,
     /// Why the node stopped for good.
@@ -98,6 +100,7 @@ impl Shared {
             wanted: Mutex::default(),
             repair: Notify::new(),
             completing: Mutex::default(),
+            restate: Mutex::default(),
             ages: Mutex::new(ages),
             fatal: watch::Sender::new(None),
             stop: watch::Sender::new(false),

@@ -83,8 +83,32 @@ impl Batch<'_> {
         Ok(true)
     }
 
+    /// The next statement is made though it says nothing new: a peer got past the last one by a state.
+    pub fn restate(&mut self, keyspace: KeyspaceId) {
+        self.work.streams(&self.store.memory, keyspace).restate();
+    }
+
     /// Applies another region's delta, if it is next in its stream. Its own lost deltas, too, come back to a region so.
     pub fn foreign(&mut self, origin: &Region, delta: Delta) -> Result<Admission, ReadError> {
+        let stamp = delta.hlc;
+        let admission = self.take(origin, delta, Entry::Delta)?;
+        if admission == Admission::Apply {
+            self.store.memory.note_hlc(stamp);
+        }
+        Ok(admission)
+    }
+
+    /// As `foreign`, for a delta whose stamp is too far ahead: the clock does not follow it, at the next start neither.
+    pub fn foreign_ahead(&mut self, origin: &Region, delta: Delta) -> Result<Admission, ReadError> {
+        self.take(origin, delta, Entry::DeltaAhead)
+    }
+
+    fn take(
+        &mut self,
+        origin: &Region,
+        delta: Delta,
+        entry: impl FnOnce(Delta) -> Entry,
+    ) -> Result<Admission, ReadError> {
         let lineage = self.tree.shard(self.work.shard);
         if let Some(unknown) = all_known(lineage, delta.incarnations().into_iter()) {
             return Err(ReadError::UnknownIncarnation(Dot::new(unknown, 0)));
@@ -92,7 +116,7 @@ impl Batch<'_> {
         let admission = self.work.streams(&self.store.memory, delta.keyspace).admit(origin, &delta, lineage);
         if admission == Admission::Apply {
             self.work.delta(&self.store.memory, &self.tree, &delta, false)?;
-            self.push(Entry::Delta(delta));
+            self.push(entry(delta));
         }
         Ok(admission)
     }
@@ -121,8 +145,15 @@ impl Batch<'_> {
             return Err(ReadError::UnknownIncarnation(Dot::new(unknown, 0)));
         }
         self.work.state_chunk(&self.store.memory, &self.tree, &chunk)?;
+        self.store.memory.note_hlc(taken_at);
         self.push(Entry::StateChunk(chunk));
         Ok(())
+    }
+
+    /// Notes a state transfer before its first chunk is merged, so that after a crash it is known to be unfinished.
+    pub fn state_begun(&mut self, keyspace: KeyspaceId, from: Region, pin: Vec<(Region, Vector)>) {
+        self.work.state_begun(&self.store.memory, keyspace, &from, &pin);
+        self.push(Entry::StateBegun { keyspace, shard: self.work.shard, from, pin });
     }
 
     /// Moves the cursors to where a state transfer was pinned, after its last chunk.
@@ -157,6 +188,7 @@ impl Batch<'_> {
         let prev = self.streams(keyspace).last_own();
         let delta = Delta { dot: self.next_dot(), prev, keyspace, shard: self.work.shard, hlc, epoch, body };
         let record = self.work.delta(&self.store.memory, &self.tree, &delta, true)?;
+        self.store.memory.note_hlc(hlc);
         self.push(Entry::Delta(delta));
         Ok(record)
     }

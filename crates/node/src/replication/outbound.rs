@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use crate::egress::egress_gate;
-use crate::peer::{Hello, PeerError, ToReceiver, ToSender};
+use crate::peer::{Absorbed, Hello, PeerError, ToReceiver, ToSender};
 use crate::replication::batch_codec::{BatchBuilder, wire_bytes};
 use crate::shared::{Confirmed, Shared, StreamKey};
 
@@ -62,6 +62,7 @@ impl Outbound {
         let scanned = start(&shared, &peer, &sent);
         let overdue =
             if shared.standing.lock().is_expired(&peer) { shared.stream_keys().collect() } else { BTreeSet::new() };
+        restate_what_was_missed(&shared, hello);
         Outbound {
             known_rows: hello.rows.iter().map(|(incarnation, _)| *incarnation).collect(),
             acked: sent.clone(),
@@ -186,6 +187,8 @@ impl Outbound {
         }
         self.sent.insert(stream, after);
         self.overdue.remove(&stream);
+        // Of a statement that the state took it past it has heard nothing, and waits with its tombstones for one.
+        self.shared.restate.lock().insert(stream);
         // A state reaches at least to where its stream began to wait; anything else is sought in the whole log.
         let from = match self.waiting.remove(&stream) {
             true => self.hold.unwrap_or(self.shared.store.oldest()),
@@ -380,6 +383,21 @@ impl Outbound {
         }
         sent.add(head.dot, lineage);
         Offer::Ship
+    }
+}
+
+/// A peer that has not heard this region's last statement may have been taken past it by a state.
+fn restate_what_was_missed(shared: &Shared, hello: &Hello) {
+    let heard = |stream: StreamKey| {
+        let of_stream = |(keyspace, shard, _): &&Absorbed| (*keyspace, *shard) == stream;
+        hello.stated.iter().find(of_stream).map(|(_, _, stated)| stated.iter().cloned().collect::<BTreeMap<_, _>>())
+    };
+    for (stream, streams) in shared.store.all_streams() {
+        if let Some(said) = streams.heard().get(shared.me())
+            && heard(stream).as_ref() != Some(said)
+        {
+            shared.restate.lock().insert(stream);
+        }
     }
 }
 

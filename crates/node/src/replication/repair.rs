@@ -177,19 +177,17 @@ impl Repair {
         let taken = self.take_chunks(peer.as_ref(), from, stream).await;
         self.shared.completing.lock().remove(&(from.clone(), stream));
         if taken.is_ok() {
-            self.ask_again(from, stream);
+            self.ask_again(stream);
         }
         taken
     }
 
-    /// Goes on with the streams that waited for this state: its sender's, and others', since the cursors moved for all of them.
-    fn ask_again(&self, from: &Region, stream: StreamKey) {
+    /// Goes on with the streams from where this state took them: all of them, since the cursors moved past statements, too.
+    fn ask_again(&self, stream: StreamKey) {
         for (region, slot) in &self.shared.peers {
-            let waited = self.shared.wanted.lock().remove(&(region.clone(), stream));
-            if waited || region == from {
-                // The link may be down: a new one begins from the cursors anyway.
-                let _ = slot.commands.send(LinkCommand::Refetch(stream));
-            }
+            self.shared.wanted.lock().remove(&(region.clone(), stream));
+            // The link may be down: a new one begins from the cursors anyway.
+            let _ = slot.commands.send(LinkCommand::Refetch(stream));
         }
     }
 
