@@ -14,7 +14,7 @@ use prost::Message;
 
 use crate::entry::{DeltaHead, Entry, StateChunk};
 use crate::log::LogPosition;
-use crate::meta::{Meta, ViewMark};
+use crate::meta::{Meta, Transfers, ViewMark};
 use crate::overlay::Item;
 use crate::view_key::{LEDGER, RECORDS, ViewKey};
 
@@ -95,6 +95,13 @@ pub fn encode_entry(entry: &Entry) -> Bytes {
             shard: shard.0,
             cursors: convert::absorbed(cursors.iter().map(|(r, v)| (r, v))),
         }),
+        Entry::StateBegun { keyspace, shard, from, pin } => {
+            Stored::StateBegun(state_begun((*keyspace, *shard), from, pin))
+        }
+        Entry::Holder { region, expired } => {
+            Stored::Holder(s::Holder { region: region.to_string(), expired: *expired })
+        }
+        Entry::DeltaAhead(delta) => Stored::DeltaAhead(convert::delta(delta)),
     };
     bytes_of(&s::LogEntry { entry: Some(entry) })
 }
@@ -113,15 +120,34 @@ pub fn decode_entry(bytes: Bytes) -> Result<Entry, DecodeError> {
             shard: ShardId(done.shard),
             cursors: convert::to_absorbed(done.cursors)?,
         },
+        Stored::StateBegun(begun) => {
+            let (keyspace, shard) = (KeyspaceId(begun.keyspace), ShardId(begun.shard));
+            let (from, pin) = to_pin(begun)?;
+            Entry::StateBegun { keyspace, shard, from, pin }
+        }
+        Stored::Holder(holder) => {
+            Entry::Holder { region: convert::to_region(&holder.region)?, expired: holder.expired }
+        }
+        Stored::DeltaAhead(delta) => Entry::DeltaAhead(convert::to_delta(delta)?),
     })
+}
+
+fn state_begun((keyspace, shard): (KeyspaceId, ShardId), from: &Region, pin: &[(Region, Vector)]) -> s::StateBegun {
+    let pin = convert::absorbed(pin.iter().map(|(r, v)| (r, v)));
+    s::StateBegun { keyspace: keyspace.0, shard: shard.0, from: from.to_string(), pin }
+}
+
+fn to_pin(from: s::StateBegun) -> Result<(Region, Vec<(Region, Vector)>), DecodeError> {
+    Ok((convert::to_region(&from.from)?, convert::to_absorbed(from.pin)?))
 }
 
 /// The delta inside a log entry's bytes, not copied and not decoded; `None` where the entry is something else.
 pub fn delta_of_entry(payload: &Bytes) -> Result<Option<(DeltaHead, Bytes)>, DecodeError> {
-    /// The tag of `LogEntry.delta`: field 2, length-delimited.
+    /// The tags of `LogEntry.delta` and `LogEntry.delta_ahead`: length-delimited both.
     const DELTA: u64 = 2 << 3 | 2;
+    const DELTA_AHEAD: u64 = 10 << 3 | 2;
     let mut at = payload.clone();
-    if prost::encoding::decode_varint(&mut at)? != DELTA {
+    if !matches!(prost::encoding::decode_varint(&mut at)?, DELTA | DELTA_AHEAD) {
         return Ok(None);
     }
     let length = prost::encoding::decode_varint(&mut at)?;
@@ -186,7 +212,25 @@ fn meta(meta: &Meta) -> s::Meta {
         last_incarnation: meta.last_incarnation.map_or(0, |i| i.0),
         last_seqs: meta.last_seqs.clone(),
         streams: meta.streams.iter().map(stream).collect(),
+        hlc_high: meta.hlc_high.0,
+        expired: meta.expired.iter().map(Region::to_string).collect(),
+        transfers: meta.transfers.iter().map(|(stream, left)| transfers(*stream, left)).collect(),
     }
+}
+
+fn transfers(stream: (KeyspaceId, ShardId), left: &Transfers) -> s::TransferState {
+    s::TransferState {
+        keyspace: stream.0.0,
+        shard: stream.1.0,
+        open: left.open.iter().map(|(from, pin)| state_begun(stream, from, pin)).collect(),
+        shown: (!left.shown.is_empty()).then(|| convert::vector(&left.shown)),
+    }
+}
+
+fn to_transfers(from: s::TransferState) -> Result<((KeyspaceId, ShardId), Transfers), DecodeError> {
+    let shown = from.shown.as_ref().map(convert::to_vector).transpose()?.unwrap_or_default();
+    let open = from.open.into_iter().map(to_pin).collect::<Result<_, _>>()?;
+    Ok(((KeyspaceId(from.keyspace), ShardId(from.shard)), Transfers { open, shown }))
 }
 
 fn to_meta(from: s::Meta) -> Result<Meta, DecodeError> {
@@ -196,7 +240,8 @@ fn to_meta(from: s::Meta) -> Result<Meta, DecodeError> {
         tree.insert(incarnation, row).map_err(|_| DecodeError::Part("incarnation row"))?;
     }
     let shards = from.last_seqs.len();
-    if from.streams.iter().any(|streams| streams.shard as usize >= shards) {
+    let named = from.streams.iter().map(|streams| streams.shard).chain(from.transfers.iter().map(|left| left.shard));
+    if named.into_iter().any(|shard| shard as usize >= shards) {
         return Err(DecodeError::Part("stream's shard"));
     }
     let streams = from.streams.into_iter().map(to_streams).collect::<Result<BTreeMap<_, _>, _>>()?;
@@ -206,6 +251,9 @@ fn to_meta(from: s::Meta) -> Result<Meta, DecodeError> {
         last_incarnation: (from.last_incarnation != 0).then_some(Incarnation(from.last_incarnation)),
         last_seqs: from.last_seqs,
         streams,
+        hlc_high: Hlc(from.hlc_high),
+        expired: from.expired.iter().map(|region| convert::to_region(region)).collect::<Result<_, _>>()?,
+        transfers: from.transfers.into_iter().map(to_transfers).collect::<Result<_, _>>()?,
     })
 }
 

@@ -21,15 +21,31 @@ pub enum Entry {
         shard: ShardId,
         cursors: Vec<(Region, Vector)>,
     },
+    /// A state transfer is about to merge its first chunk: what its sender had absorbed before it read that.
+    StateBegun {
+        keyspace: KeyspaceId,
+        shard: ShardId,
+        from: Region,
+        pin: Vec<(Region, Vector)>,
+    },
+    /// Whether a holder is given up. A fact of the whole node.
+    Holder {
+        region: Region,
+        expired: bool,
+    },
+    /// A delta whose stamp was too far ahead: this node's clock does not follow it.
+    DeltaAhead(Delta),
 }
 
 impl Entry {
-    /// The shard whose state it changes; rows change none.
+    /// The shard whose state it changes; rows and holders change none.
     pub(crate) fn shard(&self) -> Option<ShardId> {
         match self {
-            Entry::Rows(_) => None,
-            Entry::Delta(delta) => Some(delta.shard),
-            Entry::Forget { shard, .. } | Entry::StateDone { shard, .. } => Some(*shard),
+            Entry::Rows(_) | Entry::Holder { .. } => None,
+            Entry::Delta(delta) | Entry::DeltaAhead(delta) => Some(delta.shard),
+            Entry::Forget { shard, .. } | Entry::StateDone { shard, .. } | Entry::StateBegun { shard, .. } => {
+                Some(*shard)
+            }
             Entry::StateChunk(chunk) => Some(chunk.shard),
         }
     }

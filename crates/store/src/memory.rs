@@ -4,18 +4,19 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use isle_model::write::{Applied, Site};
 use isle_model::{
-    Body, Delta, Dot, Fate, FieldKey, Incarnation, IncarnationTree, KeyspaceId, LedgerEntry, Lineage, Record, Region,
-    Seq, ShardId, Streams, Vector, write,
+    Body, Delta, Dot, Fate, FieldKey, Hlc, Incarnation, IncarnationTree, KeyspaceId, LedgerEntry, Lineage, Record,
+    Region, Seq, ShardId, Streams, Vector, write,
 };
 use parking_lot::RwLock;
 
 use crate::entry::StateChunk;
 use crate::log::LogPosition;
+use crate::meta::Transfers;
 use crate::overlay::{Item, Overlay};
 use crate::view::{View, ViewError};
 use crate::view_key::{LEDGER, RECORDS, ViewKey};
@@ -74,6 +75,7 @@ impl Census {
 pub(crate) struct WithBatch {
     tallies: Vec<(ViewKey, Tally)>,
     streams: Vec<(KeyspaceId, Arc<Streams>)>,
+    transfers: BTreeMap<KeyspaceId, Transfers>,
     seq: Seq,
 }
 
@@ -81,6 +83,8 @@ pub(crate) struct Shard {
     pub(crate) overlay: Overlay<WithBatch>,
     pub(crate) streams: BTreeMap<KeyspaceId, Arc<Streams>>,
     pub(crate) published: BTreeMap<KeyspaceId, Arc<Streams>>,
+    pub(crate) transfers: BTreeMap<KeyspaceId, Transfers>,
+    pub(crate) published_transfers: BTreeMap<KeyspaceId, Transfers>,
     pub(crate) seq: Seq,
     pub(crate) published_seq: Seq,
     /// Losers whose ledger entry is open: asked at every write, so kept in memory.
@@ -95,6 +99,8 @@ impl Shard {
             overlay: Overlay::new(overlay_bytes),
             streams: BTreeMap::new(),
             published: BTreeMap::new(),
+            transfers: BTreeMap::new(),
+            published_transfers: BTreeMap::new(),
             seq: 0,
             published_seq: 0,
             open_losers: HashSet::new(),
@@ -104,12 +110,13 @@ impl Shard {
     }
 
     pub(crate) fn publish(&mut self, durable: LogPosition) {
-        let Shard { overlay, published, published_seq, census, tallies, .. } = self;
+        let Shard { overlay, published, published_transfers, published_seq, census, tallies, .. } = self;
         overlay.publish(durable, |_, with: WithBatch| {
             for (key, change) in with.tallies.into_iter().filter(|(key, _)| census.counts(key)) {
                 tallies.entry(key.keyspace()).or_default().add(change);
             }
             published.extend(with.streams);
+            published_transfers.extend(with.transfers);
             *published_seq = with.seq;
         });
     }
@@ -121,6 +128,10 @@ pub(crate) struct Memory {
     pub(crate) tree: RwLock<Arc<IncarnationTree>>,
     pub(crate) view: View,
     overlay_bytes: Arc<AtomicUsize>,
+    /// The highest stamp that this node ever gave or followed.
+    hlc_high: AtomicU64,
+    /// Holders that are given up.
+    pub(crate) expired: RwLock<BTreeSet<Region>>,
 }
 
 impl Memory {
@@ -130,6 +141,8 @@ impl Memory {
             region,
             shards: (0..shards).map(|_| RwLock::new(Shard::new(overlay_bytes.clone()))).collect(),
             overlay_bytes,
+            hlc_high: AtomicU64::new(0),
+            expired: RwLock::new(BTreeSet::new()),
             tree: RwLock::new(Arc::new(IncarnationTree::new())),
             view,
         }
@@ -137,6 +150,23 @@ impl Memory {
 
     pub(crate) fn tree(&self) -> Arc<IncarnationTree> {
         self.tree.read().clone()
+    }
+
+    pub(crate) fn hlc_high(&self) -> Hlc {
+        Hlc(self.hlc_high.load(Ordering::Relaxed))
+    }
+
+    /// Notes a stamp that was given or followed. One whose batch is dropped harms nobody: a clock may skip.
+    pub(crate) fn note_hlc(&self, stamp: Hlc) {
+        self.hlc_high.fetch_max(stamp.0, Ordering::Relaxed);
+    }
+
+    pub(crate) fn note_holder(&self, region: &Region, expired: bool) {
+        let mut all = self.expired.write();
+        match expired {
+            true => all.insert(region.clone()),
+            false => all.remove(region),
+        };
     }
 
     pub(crate) fn shard(&self, shard: ShardId) -> &RwLock<Shard> {
@@ -254,6 +284,7 @@ pub(crate) struct Workspace {
     at: HashMap<ViewKey, usize>,
     tallies: BTreeMap<ViewKey, Tally>,
     streams: BTreeMap<KeyspaceId, Streams>,
+    transfers: BTreeMap<KeyspaceId, Transfers>,
     /// `true` opens a loser's entry, `false` closes it; in order.
     losers: Vec<(Dot, FieldKey, bool)>,
     pub(crate) seq: Seq,
@@ -267,6 +298,7 @@ impl Workspace {
             at: HashMap::new(),
             tallies: BTreeMap::new(),
             streams: BTreeMap::new(),
+            transfers: BTreeMap::new(),
             losers: Vec::new(),
             seq: memory.shard(shard).read().seq,
         }
@@ -277,6 +309,23 @@ impl Workspace {
             let shard = memory.shard(self.shard).read();
             shard.streams.get(&keyspace).map(|s| Streams::clone(s)).unwrap_or_default()
         })
+    }
+
+    fn transfers<'a>(&'a mut self, memory: &Memory, keyspace: KeyspaceId) -> &'a mut Transfers {
+        let shard = self.shard;
+        self.transfers
+            .entry(keyspace)
+            .or_insert_with(|| memory.shard(shard).read().transfers.get(&keyspace).cloned().unwrap_or_default())
+    }
+
+    /// Leaves out of what transfers have left what the cursors tell by now.
+    fn settle_transfers(&mut self, memory: &Memory, tree: &IncarnationTree, keyspace: KeyspaceId) {
+        if self.transfers(memory, keyspace).is_empty() {
+            self.transfers.remove(&keyspace);
+            return;
+        }
+        let (streams, lineage) = (self.streams(memory, keyspace).clone(), tree.shard(self.shard));
+        self.transfers(memory, keyspace).settle(&streams, lineage);
     }
 
     pub(crate) fn record(&self, memory: &Memory, keyspace: KeyspaceId, key: &[u8]) -> Result<Arc<Record>, ReadError> {
@@ -330,6 +379,9 @@ impl Workspace {
             }
         };
         self.streams(memory, delta.keyspace).absorb(origin, delta, own, lineage);
+        if !own {
+            self.settle_transfers(memory, tree, delta.keyspace);
+        }
         if own {
             self.seq = delta.dot.seq;
         }
@@ -378,6 +430,9 @@ impl Workspace {
         for entry in ledger.into_values().flatten() {
             self.ledger(memory, entry)?;
         }
+        let streams = self.streams(memory, chunk.keyspace).clone();
+        let records = chunk.records.iter().map(|(_, record)| record);
+        self.transfers(memory, chunk.keyspace).show(records, &streams, lineage);
         Ok(())
     }
 
@@ -406,6 +461,17 @@ impl Workspace {
     ) {
         let lineage = tree.shard(self.shard);
         self.streams(memory, keyspace).advance(cursors, lineage);
+        self.settle_transfers(memory, tree, keyspace);
+    }
+
+    pub(crate) fn state_begun(
+        &mut self,
+        memory: &Memory,
+        keyspace: KeyspaceId,
+        from: &Region,
+        pin: &[(Region, Vector)],
+    ) {
+        self.transfers(memory, keyspace).open.insert(from.clone(), pin.to_vec());
     }
 
     fn settle(
@@ -485,7 +551,9 @@ impl Workspace {
                 false => shard.open_losers.remove(&(dot, field)),
             };
         }
-        let with = WithBatch { tallies: self.tallies.into_iter().collect(), streams, seq: self.seq };
+        shard.transfers.extend(self.transfers.clone());
+        let tallies = self.tallies.into_iter().collect();
+        let with = WithBatch { tallies, streams, transfers: self.transfers, seq: self.seq };
         shard.overlay.stage(end, self.changes, with);
     }
 }

@@ -1,9 +1,11 @@
 //! What a node knows beside its records, as of one log position. It is written with the view's mark and with each checkpoint,
 //! so that replaying the log from there restores all of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use isle_model::{Incarnation, IncarnationTree, KeyspaceId, Seq, ShardId, Streams};
+use isle_model::{
+    Hlc, Incarnation, IncarnationTree, KeyspaceId, Lineage, Record, Region, Seq, ShardId, Streams, Vector,
+};
 
 use crate::log::LogPosition;
 
@@ -15,6 +17,11 @@ pub struct Meta {
     pub last_incarnation: Option<Incarnation>,
     pub last_seqs: Vec<Seq>,
     pub streams: BTreeMap<(KeyspaceId, ShardId), Streams>,
+    /// The highest stamp that this node ever gave or followed. It may be of after the position.
+    pub hlc_high: Hlc,
+    /// Holders that are given up.
+    pub expired: BTreeSet<Region>,
+    pub transfers: BTreeMap<(KeyspaceId, ShardId), Transfers>,
 }
 
 impl Meta {
@@ -25,6 +32,49 @@ impl Meta {
             last_incarnation: None,
             last_seqs: vec![0; shards as usize],
             streams: BTreeMap::new(),
+            hlc_high: Hlc::default(),
+            expired: BTreeSet::new(),
+            transfers: BTreeMap::new(),
+        }
+    }
+}
+
+/// What the state transfers of one keyspace and shard have left that its cursors do not tell.
+///
+/// A chunk is read while its sender goes on, so it shows more than the transfer's pin, and the cursors stay below it. The
+/// sender's stream brings the rest; if that is lost, what was shown is in no log and under no cursor, and only a complete
+/// state of this region can give it to others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Transfers {
+    /// Begun and not over: from whom, and what he had absorbed before the first chunk was read.
+    pub open: BTreeMap<Region, Vec<(Region, Vector)>>,
+    /// Of each incarnation the last dot that merged states showed, where no cursor covers it.
+    pub shown: Vector,
+}
+
+impl Transfers {
+    pub fn is_empty(&self) -> bool {
+        self.open.is_empty() && self.shown.is_empty()
+    }
+
+    pub(crate) fn show<'a>(
+        &mut self,
+        records: impl IntoIterator<Item = &'a Record>,
+        streams: &Streams,
+        lineage: Lineage<'_>,
+    ) {
+        let absorbed = streams.absorbed(lineage);
+        let new = records.into_iter().flat_map(Record::dots).filter(|dot| !absorbed.covers(*dot, lineage));
+        new.for_each(|dot| self.shown.add(dot, lineage));
+    }
+
+    /// Leaves out what the cursors cover by now.
+    pub(crate) fn settle(&mut self, streams: &Streams, lineage: Lineage<'_>) {
+        self.open.retain(|_, pin| streams.is_behind(pin, lineage));
+        if !self.shown.is_empty() {
+            let absorbed = streams.absorbed(lineage);
+            let beyond = self.shown.dots().filter(|dot| !absorbed.covers(*dot, lineage));
+            self.shown = Vector::from_entries(beyond.map(|dot| (dot.incarnation, dot.seq)));
         }
     }
 }

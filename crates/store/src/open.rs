@@ -387,6 +387,13 @@ impl Replay {
             shard.streams.insert(*keyspace, Arc::new(streams.clone()));
             shard.published.insert(*keyspace, Arc::new(streams.clone()));
         }
+        for ((keyspace, shard), left) in &meta.transfers {
+            let mut shard = memory.shard(*shard).write();
+            shard.transfers.insert(*keyspace, left.clone());
+            shard.published_transfers.insert(*keyspace, left.clone());
+        }
+        memory.note_hlc(meta.hlc_high);
+        meta.expired.iter().for_each(|region| memory.note_holder(region, true));
         for row in memory.view.range(&ViewKey::first(LEDGER), &ViewKey::last(LEDGER)) {
             // An entry that does not decode is met again where it is read, and reported there.
             let Ok((_, Item::Ledger(entry))) = row else { continue };
@@ -404,6 +411,10 @@ impl Replay {
         self.entries += 1;
         if let Entry::Rows(rows) = entry {
             return self.learn(writer, rows);
+        }
+        if let Entry::Holder { region, expired } = &entry {
+            self.memory.note_holder(region, *expired);
+            return Ok(());
         }
         if let Some(shard) = entry.shard().filter(|shard| shard.0 as usize >= self.memory.shards.len()) {
             return Err(OpenError::NoSuchShard { at: end, shard });
@@ -432,12 +443,19 @@ impl Replay {
         let Some(shard) = entry.shard() else { return Ok(()) };
         let mut work = Workspace::new(memory, shard);
         match &entry {
-            Entry::Rows(_) => {}
-            Entry::Delta(delta) => {
+            Entry::Rows(_) | Entry::Holder { .. } => {}
+            Entry::Delta(delta) | Entry::DeltaAhead(delta) => {
                 work.delta(memory, &self.tree, delta, delta.dot.incarnation == writer)?;
+                if matches!(entry, Entry::Delta(_)) {
+                    memory.note_hlc(delta.hlc);
+                }
             }
             Entry::Forget { keyspace, key, .. } => work.forget(memory, *keyspace, key)?,
-            Entry::StateChunk(chunk) => work.state_chunk(memory, &self.tree, chunk)?,
+            Entry::StateChunk(chunk) => {
+                work.state_chunk(memory, &self.tree, chunk)?;
+                memory.note_hlc(chunk.taken_at);
+            }
+            Entry::StateBegun { keyspace, from, pin, .. } => work.state_begun(memory, *keyspace, from, pin),
             Entry::StateDone { keyspace, cursors, .. } => work.state_done(memory, &self.tree, *keyspace, cursors),
         }
         let mut shard = memory.shard(shard).write();

@@ -22,7 +22,7 @@ use crate::entry::{Entry, StateChunk};
 use crate::log::{AppendError, CommitLog, LogPosition, SyncError};
 use crate::maintain::Maintenance;
 use crate::memory::{Census, Memory, ReadError, Rows, Workspace};
-use crate::meta::Meta;
+use crate::meta::{Meta, Transfers};
 use crate::overlay::Item;
 use crate::sync_thread::SyncThread;
 use crate::view_key::{RECORDS, ViewKey};
@@ -207,6 +207,36 @@ impl Store {
         drop(tree);
         self.wake_sync(end);
         Ok(())
+    }
+
+    /// Notes whether a holder is given up. It is in the log before anything that follows from it.
+    pub fn note_holder(&self, region: &Region, expired: bool) -> Result<(), AppendError> {
+        let entry = Entry::Holder { region: region.clone(), expired };
+        let end = self.log.append(&[codec::encode_entry(&entry)])?.end;
+        self.memory.note_holder(region, expired);
+        self.wake_sync(end);
+        Ok(())
+    }
+
+    /// Holders that were given up and have not been completed since.
+    pub fn expired_holders(&self) -> std::collections::BTreeSet<Region> {
+        self.memory.expired.read().clone()
+    }
+
+    /// The highest stamp that this node ever gave or followed.
+    pub fn hlc_high(&self) -> isle_model::Hlc {
+        self.memory.hlc_high()
+    }
+
+    /// What state transfers have left that the cursors do not tell, durable only.
+    pub fn transfers(&self) -> Vec<((KeyspaceId, ShardId), Transfers)> {
+        let mut out = Vec::new();
+        for (at, shard) in self.memory.shards.iter().enumerate() {
+            let shard = shard.read();
+            let left = shard.published_transfers.iter().filter(|(_, left)| !left.is_empty());
+            out.extend(left.map(|(ks, left)| ((*ks, ShardId(at as u32)), left.clone())));
+        }
+        out
     }
 
     pub(crate) fn commit(&self, work: Workspace, payloads: &[Bytes]) -> Result<Unsynced, AppendError> {
@@ -517,10 +547,13 @@ impl Store {
         let _publishing = self.publishing.lock();
         let mut streams = std::collections::BTreeMap::new();
         let mut last_seqs = Vec::new();
+        let mut transfers = std::collections::BTreeMap::new();
         for (at, shard) in self.memory.shards.iter().enumerate() {
             let shard = shard.read();
             last_seqs.push(shard.published_seq);
             streams.extend(shard.published.iter().map(|(ks, s)| ((*ks, ShardId(at as u32)), Streams::clone(s))));
+            let left = shard.published_transfers.iter().filter(|(_, left)| !left.is_empty());
+            transfers.extend(left.map(|(ks, left)| ((*ks, ShardId(at as u32)), left.clone())));
         }
         Meta {
             position: LogPosition(self.published.load(Ordering::Acquire)),
@@ -528,6 +561,9 @@ impl Store {
             last_incarnation: Some(self.incarnation),
             last_seqs,
             streams,
+            hlc_high: self.memory.hlc_high(),
+            expired: self.expired_holders(),
+            transfers,
         }
     }
 }

@@ -165,12 +165,21 @@ pub fn entry() -> impl Strategy<Value = Entry> {
         shard: ShardId(shard),
         cursors,
     });
+    let begun = (stream(), region(), absorbed()).prop_map(|((keyspace, shard), from, pin)| Entry::StateBegun {
+        keyspace: KeyspaceId(keyspace),
+        shard: ShardId(shard),
+        from,
+        pin,
+    });
     prop_oneof![
         vec(row(), 0..4).prop_map(Entry::Rows),
         delta().prop_map(Entry::Delta),
+        delta().prop_map(Entry::DeltaAhead),
         forget,
         state_chunk().prop_map(Entry::StateChunk),
         done,
+        begun,
+        (region(), any::<bool>()).prop_map(|(region, expired)| Entry::Holder { region, expired }),
     ]
 }
 
@@ -180,20 +189,30 @@ fn streams() -> impl Strategy<Value = Streams> {
         .prop_map(|(applied, heard, last_own)| Streams::from_parts(applied, heard, last_own))
 }
 
+fn transfers() -> impl Strategy<Value = Transfers> {
+    (btree_map(region(), absorbed(), 0..3), vector()).prop_map(|(open, shown)| Transfers { open, shown })
+}
+
 pub fn meta() -> impl Strategy<Value = Meta> {
     let position = any::<u64>().prop_map(LogPosition);
     let seqs = vec(any::<u64>(), 1..5);
-    let all = vec(((any::<u64>(), any::<u32>()), streams()), 0..3);
-    (position, vec(row(), 0..4), option::of(incarnation()), seqs, all).prop_map(
-        |(position, rows, last_incarnation, last_seqs, all)| {
+    let all = vec(((any::<u64>(), any::<u32>()), (streams(), transfers())), 0..3);
+    let facts = (any::<u64>().prop_map(Hlc), proptest::collection::btree_set(region(), 0..3));
+    (position, vec(row(), 0..4), option::of(incarnation()), seqs, all, facts).prop_map(
+        |(position, rows, last_incarnation, last_seqs, all, (hlc_high, expired))| {
             let mut tree = IncarnationTree::new();
             for (incarnation, row) in rows {
                 // Of two rows for one incarnation the first is its row.
                 let _ = tree.insert(incarnation, row);
             }
             let shards = last_seqs.len() as u32;
-            let placed = |((keyspace, shard), streams)| ((KeyspaceId(keyspace), ShardId(shard % shards)), streams);
-            Meta { position, tree, last_incarnation, last_seqs, streams: all.into_iter().map(placed).collect() }
+            let (mut streams, mut transfers) = (BTreeMap::new(), BTreeMap::new());
+            for ((keyspace, shard), (cursors, left)) in all {
+                let at = (KeyspaceId(keyspace), ShardId(shard % shards));
+                streams.insert(at, cursors);
+                transfers.insert(at, left);
+            }
+            Meta { position, tree, last_incarnation, last_seqs, streams, hlc_high, expired, transfers }
         },
     )
 }

@@ -133,11 +133,23 @@ fn meta() -> Meta {
         last_incarnation: Some(A),
         last_seqs: vec![0, 1, 131, 7],
         streams: BTreeMap::from([((KEYSPACE, SHARD), streams), ((KeyspaceId(8), ShardId(0)), Streams::new())]),
+        ..Meta::empty(4)
     }
 }
 
 fn view_mark() -> ViewMark {
     ViewMark { generation: 5, boot_id: "boot".to_owned(), mount_id: "mount".to_owned(), clean: true, meta: meta() }
+}
+
+fn view_mark_with_facts() -> ViewMark {
+    let left = Transfers { open: BTreeMap::from([(west(), absorbed())]), shown: Vector::of(Dot::new(B, 12)) };
+    let meta = Meta {
+        hlc_high: Hlc(0x0190_0000_0000_0003),
+        expired: [west()].into(),
+        transfers: BTreeMap::from([((KEYSPACE, SHARD), left)]),
+        ..meta()
+    };
+    ViewMark { meta, ..view_mark() }
 }
 
 fn checkpoint_chunk() -> Vec<(ViewKey, Held)> {
@@ -194,7 +206,11 @@ fn all() -> Vec<Frozen> {
         entry("entry_forget", Entry::Forget { keyspace, shard, key: KEY }),
         entry("entry_state_chunk", Entry::StateChunk(state_chunk())),
         entry("entry_state_done", Entry::StateDone { keyspace, shard, cursors: absorbed() }),
+        entry("entry_state_begun", Entry::StateBegun { keyspace, shard, from: west(), pin: absorbed() }),
+        entry("entry_holder", Entry::Holder { region: west(), expired: true }),
+        entry("entry_delta_ahead", Entry::DeltaAhead(write())),
         frozen("view_mark", view_mark(), encode_view_mark, decode_view_mark),
+        frozen("view_mark_facts", view_mark_with_facts(), encode_view_mark, decode_view_mark),
         frozen("checkpoint_header", meta(), encode_checkpoint_header, decode_checkpoint_header),
         frozen("checkpoint_header_first", Meta::empty(4), encode_checkpoint_header, decode_checkpoint_header),
         frozen("checkpoint_chunk", checkpoint_chunk(), |chunk| encode_chunk(chunk), decode_chunk),

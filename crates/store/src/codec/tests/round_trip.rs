@@ -34,7 +34,7 @@ proptest! {
         let encoded = encode_entry(&entry);
         let inside = delta_of_entry(&encoded).unwrap();
         match &entry {
-            Entry::Delta(delta) => prop_assert_eq!(inside, Some((head_of(delta), encode_delta(delta)))),
+            Entry::Delta(delta) | Entry::DeltaAhead(delta) => prop_assert_eq!(inside, Some((head_of(delta), encode_delta(delta)))),
             _ => prop_assert_eq!(inside, None),
         }
         prop_assert_eq!(decode_entry(encoded).unwrap(), entry);
