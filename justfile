@@ -14,7 +14,7 @@ sim seeds="SEEDS=1000":
 
 # New seeds for each planted bug, where CI replays recorded ones: `just mutants SEEDS=400`.
 mutants seeds="SEEDS=400":
-    seeds='{{seeds}}'; ISLE_SIM_SEEDS="${seeds#SEEDS=}" cargo test --test simulation -- --ignored --nocapture planted
+    seeds='{{seeds}}'; ISLE_SIM_SEEDS="${seeds#SEEDS=}" cargo test --test planted -- --ignored --nocapture planted
 
 # Formats everything.
 fmt:

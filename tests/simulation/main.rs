@@ -7,12 +7,12 @@ mod harness;
 use std::time::Duration;
 
 use harness::Mix;
-use harness::seeds::{cases, run_all};
+use harness::seeds::{cases, run_all, tell};
 
 #[test]
 fn the_laws_hold_under_four_mixes_of_faults() {
     let cases = cases(200);
-    let all = run_all(&cases);
+    let all = run_all(&cases, tell);
     for mix in Mix::ALL {
         let ran = || all.iter().filter(|((_, m), _)| *m == mix).filter_map(|(_, ran)| ran.as_ref().ok());
         let (simulated, events): (Duration, u64) = (ran().map(|r| r.simulated).sum(), ran().map(|r| r.events).sum());
@@ -27,7 +27,7 @@ fn the_laws_hold_under_four_mixes_of_faults() {
 fn the_same_seed_has_the_same_history() {
     let cases: Vec<_> = (0..5).map(|seed| (seed, Mix::ALL[seed as usize % 4])).collect();
     let hashes = || -> Vec<_> {
-        run_all(&cases).into_iter().map(|(case, ran)| (case, ran.map(|ran| (ran.hash, ran.events)))).collect()
+        run_all(&cases, tell).into_iter().map(|(case, ran)| (case, ran.map(|ran| (ran.hash, ran.events)))).collect()
     };
     assert_eq!(hashes(), hashes());
 }

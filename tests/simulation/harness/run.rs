@@ -101,7 +101,7 @@ impl Run {
         for site in 0..SITES.len() {
             self.start(site)?;
         }
-        let span = Duration::from_secs(self.rng.random_range(5..30));
+        let span = Duration::from_secs(self.rng.random_range(4..22));
         while self.world.now() < span {
             let pause = Duration::from_micros(self.rng.random_range(1_000..800_000));
             self.world.advance(pause)?;

@@ -30,10 +30,11 @@ pub fn cases(by_default: u64) -> Vec<Case> {
     (0..count).map(|n| (n, mixes[n as usize % mixes.len()])).collect()
 }
 
-/// How to run a case again.
-pub fn rerun(case: Case) -> String {
+/// Says how a case failed and how to run it again.
+pub fn tell(case: Case, error: &str) {
     let mix = Mix::ALL.iter().position(|mix| *mix == case.1).expect("every mix is listed");
-    format!("ISLE_SIM_SEED={} ISLE_SIM_MIX={mix} cargo test --test simulation -- --nocapture laws", case.0)
+    eprintln!("seed {} {:?} fails: {error:.3000}", case.0, case.1);
+    eprintln!("  again: ISLE_SIM_SEED={} ISLE_SIM_MIX={mix} cargo test --test simulation -- --nocapture laws", case.0);
 }
 
 /// A panic anywhere in the run fails it like a broken law does. `ISLE_SIM_TRACE=DIR` keeps every history there, in words.
@@ -53,9 +54,9 @@ fn run_one((seed, mix): Case) -> Result<Ran, String> {
     })
 }
 
-/// Runs all cases; what came of each, in order.
+/// Runs all cases; what came of each, in order. `report` is told of every failure as it happens.
 #[allow(clippy::disallowed_methods)]
-pub fn run_all(cases: &[Case]) -> Vec<(Case, Result<Ran, String>)> {
+pub fn run_all(cases: &[Case], report: impl Fn(Case, &str) + Sync) -> Vec<(Case, Result<Ran, String>)> {
     let next = AtomicUsize::new(0);
     let done = Mutex::new(Vec::with_capacity(cases.len()));
     let threads = setting("ISLE_SIM_THREADS").unwrap_or(2);
@@ -65,7 +66,7 @@ pub fn run_all(cases: &[Case]) -> Vec<(Case, Result<Ran, String>)> {
                 while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let ran = run_one(*case);
                     if let Err(error) = &ran {
-                        eprintln!("seed {} {:?} fails: {error:.3000}\n  again: {}", case.0, case.1, rerun(*case));
+                        report(*case, error);
                     }
                     done.lock().push((*case, ran));
                 }
