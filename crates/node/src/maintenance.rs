@@ -93,7 +93,7 @@ impl Upkeep {
             return;
         }
         for (region, away) in aways {
-            if away > self.shared.config.tombstone_horizon && self.shared.standing.lock().expire(region) {
+            if away > self.shared.config.tombstone_horizon && self.shared.expire(region) {
                 tracing::warn!(%region, "a holder is away beyond the tombstone horizon and is not waited for");
             }
         }

@@ -222,7 +222,9 @@ fn plan(shared: &Shared, batch: &mut Batch<'_>, job: Job) -> Option<Ready> {
             Ready::Write(answer, written)
         }
         Job::Foreign { origin, deltas, answer } => Ready::Foreign(answer, absorb(shared, batch, &origin, deltas)),
-        Job::Chunk { from, chunk, answer } => Ready::Chunk(answer, take_chunk(shared, batch, &from, *chunk)),
+        Job::Chunk { from, chunk, begins, answer } => {
+            Ready::Chunk(answer, take_chunk(shared, batch, &from, *chunk, begins))
+        }
         Job::StateDone { keyspace, cursors, answer } => {
             batch.state_done(keyspace, cursors);
             Ready::Done(answer)
@@ -268,9 +270,11 @@ fn absorb(
     let mut out = Absorption::default();
     for delta in deltas {
         let (keyspace, hlc) = (delta.keyspace, delta.hlc);
-        match batch.foreign(origin, delta) {
+        let follows = shared.hear(hlc);
+        let admission = if follows { batch.foreign(origin, delta) } else { batch.foreign_ahead(origin, delta) };
+        match admission {
             Ok(Admission::Apply) => {
-                shared.hear(hlc);
+                shared.counters.hlc_too_far_ahead.add(u64::from(!follows));
                 out.applied += 1;
                 note(&mut out.touched, keyspace);
             }
@@ -303,11 +307,15 @@ fn take_chunk(
     batch: &mut Batch<'_>,
     from: &Region,
     chunk: StateChunk,
+    begins: bool,
 ) -> Result<ChunkTaken, NodeError> {
     if outdated(batch, from, &chunk) {
         return Ok(ChunkTaken::Stale);
     }
     let hlc = shared.tick();
+    if begins {
+        batch.state_begun(chunk.keyspace, from.clone(), chunk.absorbed.clone());
+    }
     batch.state_chunk(chunk, hlc).map_err(read_failed)?;
     Ok(ChunkTaken::Merged)
 }

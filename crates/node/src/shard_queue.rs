@@ -36,6 +36,8 @@ pub(crate) enum Job {
     Chunk {
         from: Region,
         chunk: Box<StateChunk>,
+        /// Whether it is a transfer's first: its vector is then the transfer's pin.
+        begins: bool,
         answer: Answer<ChunkTaken>,
     },
     StateDone {

@@ -38,6 +38,8 @@ pub(crate) struct Shared {
     pub(crate) repair: Notify,
     /// Transfers under way: what the sender streams of these is not applied meanwhile.
     pub(crate) completing: Mutex<BTreeSet<(Region, StreamKey)>>,
+    /// Complete states that peers are to take of here, because no stream brings them what these hold.
+    pub(crate) offers: Mutex<BTreeSet<(Region, StreamKey)>>,
     /// Streams whose last statement some peer may have missed: a state took it past that, or it never heard one.
     pub(crate) restate: Mutex<BTreeSet<StreamKey>>,
     /// When which position had become durable, for lag in time.
@@ -87,7 +89,7 @@ impl Shared {
         let now = clock.monotonic();
         let mut ages = AgeMarks::default();
         ages.note(store.durable(), now);
-        let mut standing = Standing::new(peers.keys().cloned());
+        let mut standing = Standing::new(peers.keys().cloned(), store.expired_holders());
         for (region, incarnation) in admitted_by(&store, peers.keys()) {
             standing.admit(&region, incarnation);
         }
@@ -95,11 +97,12 @@ impl Shared {
             counters: Counters::new(peers.keys().cloned()),
             durability: Durability::new(store.durable()),
             standing: Mutex::new(standing),
-            hlc: Mutex::new(HlcClock::default()),
+            hlc: Mutex::new(HlcClock::new(store.hlc_high())),
             appended: Notify::new(),
             wanted: Mutex::default(),
             repair: Notify::new(),
             completing: Mutex::default(),
+            offers: Mutex::default(),
             restate: Mutex::default(),
             ages: Mutex::new(ages),
             fatal: watch::Sender::new(None),
@@ -126,12 +129,35 @@ impl Shared {
         self.hlc.lock().tick(self.clock.wall_ms())
     }
 
-    /// Hears another region's stamp.
-    pub(crate) fn hear(&self, stamp: Hlc) {
+    /// Hears another region's stamp; says whether the clock follows it.
+    pub(crate) fn hear(&self, stamp: Hlc) -> bool {
         let heard = self.hlc.lock().hear(stamp, self.clock.wall_ms(), self.config.clock_drift_ms_max);
-        if matches!(heard, Heard::TooFarAhead { .. }) {
-            self.counters.hlc_too_far_ahead.add(1);
+        heard == Heard::Taken
+    }
+
+    /// Gives up a holder that is away too long; says whether it was waited for before. What follows from it comes after it in
+    /// the log, so that a restart knows it too.
+    pub(crate) fn expire(&self, region: &Region) -> bool {
+        let mut standing = self.standing.lock();
+        if standing.is_expired(region) || !self.noted(region, true) {
+            return false;
         }
+        standing.expire(region)
+    }
+
+    /// Waits again for a holder that has taken a complete state of everything; says whether it was given up.
+    pub(crate) fn welcome_back(&self, region: &Region) -> bool {
+        let mut standing = self.standing.lock();
+        standing.is_expired(region) && self.noted(region, false) && standing.welcome_back(region)
+    }
+
+    fn noted(&self, region: &Region, expired: bool) -> bool {
+        let noted = self.store.note_holder(region, expired);
+        if let Err(error) = &noted {
+            tracing::warn!(%region, expired, %error, "whether a holder is given up cannot be noted; it stays as it was");
+        }
+        self.appended.notify_one();
+        noted.is_ok()
     }
 
     pub(crate) fn shard_of(&self, keyspace: KeyspaceId, key: &[u8]) -> ShardId {

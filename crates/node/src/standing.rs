@@ -34,13 +34,14 @@ pub(crate) enum Admittance {
 }
 
 impl Standing {
-    pub(crate) fn new(peers: impl IntoIterator<Item = Region>) -> Self {
+    /// `expired`: holders that an earlier run gave up, and that have not been completed since.
+    pub(crate) fn new(peers: impl IntoIterator<Item = Region>, expired: BTreeSet<Region>) -> Self {
         Standing {
             peers: peers.into_iter().collect(),
             compared: BTreeSet::new(),
             owed: Owed::new(),
             admitted: BTreeMap::new(),
-            expired: BTreeSet::new(),
+            expired,
         }
     }
 
@@ -65,9 +66,10 @@ impl Standing {
         !self.owed.is_empty()
     }
 
-    /// Whether what this region holds may be taken for complete.
+    /// Whether what this region holds may be taken for complete. A holder that was given up is not waited for: whoever has
+    /// forgotten anything by this region's word has heard that word himself, and says so.
     pub(crate) fn may_send_state(&self) -> bool {
-        !self.is_behind() && self.compared.is_superset(&self.peers)
+        !self.is_behind() && self.peers.iter().all(|peer| self.compared.contains(peer) || self.is_expired(peer))
     }
 
     pub(crate) fn judge(
@@ -128,7 +130,7 @@ mod tests {
     #[test]
     fn a_descendant_is_admitted_and_its_ancestor_then_refused() {
         let (a, tree) = (Region::new("a"), tree());
-        let mut standing = Standing::new([a.clone()]);
+        let mut standing = Standing::new([a.clone()], BTreeSet::new());
         assert_eq!(standing.judge(&a, Incarnation(2), &tree, false), Admittance::Admit);
         standing.admit(&a, Incarnation(2));
         assert_eq!(standing.judge(&a, Incarnation(3), &tree, false), Admittance::Admit);
@@ -140,7 +142,7 @@ mod tests {
     #[test]
     fn a_branch_is_admitted_only_once_it_is_complete() {
         let (a, tree) = (Region::new("a"), tree());
-        let mut standing = Standing::new([a.clone()]);
+        let mut standing = Standing::new([a.clone()], BTreeSet::new());
         standing.admit(&a, Incarnation(3));
         assert_eq!(standing.judge(&a, Incarnation(4), &tree, false), Admittance::CompleteFirst);
         assert_eq!(standing.judge(&a, Incarnation(4), &tree, true), Admittance::Admit);
@@ -149,7 +151,7 @@ mod tests {
     #[test]
     fn no_state_is_sent_before_every_peer_is_compared_nor_while_behind() {
         let (a, b) = (Region::new("a"), Region::new("b"));
-        let mut standing = Standing::new([a.clone(), b.clone()]);
+        let mut standing = Standing::new([a.clone(), b.clone()], BTreeSet::new());
         standing.compare(&a, Owed::new());
         assert!(!standing.may_send_state());
         let vector = Vector::of(Dot::new(Incarnation(1), 1));
@@ -158,5 +160,15 @@ mod tests {
         assert!(standing.is_behind() && !standing.may_send_state());
         standing.settle(|_, _| false);
         assert!(standing.may_send_state());
+    }
+
+    #[test]
+    fn a_holder_given_up_is_not_waited_for_but_one_that_is_back_is() {
+        let (a, b) = (Region::new("a"), Region::new("b"));
+        let mut standing = Standing::new([a.clone(), b.clone()], BTreeSet::from([b.clone()]));
+        assert!(!standing.may_send_state());
+        standing.compare(&a, Owed::new());
+        assert!(standing.may_send_state());
+        assert!(standing.welcome_back(&b) && !standing.may_send_state());
     }
 }

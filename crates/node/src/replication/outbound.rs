@@ -117,6 +117,7 @@ impl Outbound {
                 () = sleep_until(wakes_at), if wakes_at.is_some_and(|at| at > Instant::now()) => Ok(()),
                 _ = durable.changed(), if wakes_at.is_none() => Ok(()),
                 _ = heartbeat.tick() => {
+                    self.take_up_offers();
                     self.beat(&outgoing);
                     if last_heard.elapsed() > self.shared.config.silence_max {
                         Err(PeerError::Unreachable { reason: "it has fallen silent".to_owned() })
@@ -191,7 +192,10 @@ impl Outbound {
         self.shared.restate.lock().insert(stream);
         // A state reaches at least to where its stream began to wait; anything else is sought in the whole log.
         let from = match self.waiting.remove(&stream) {
-            true => self.hold.unwrap_or(self.shared.store.oldest()),
+            true => {
+                self.shared.offers.lock().remove(&(self.peer.clone(), stream));
+                self.hold.unwrap_or(self.shared.store.oldest())
+            }
             false => self.shared.store.oldest(),
         };
         self.scanned = self.scanned.min(from);
@@ -199,7 +203,7 @@ impl Outbound {
         self.verified = false;
         if self.waiting.is_empty() {
             self.hold = None;
-            if self.overdue.is_empty() && self.shared.standing.lock().welcome_back(&self.peer) {
+            if self.overdue.is_empty() && self.shared.welcome_back(&self.peer) {
                 tracing::info!(peer = %self.peer, "a holder long away is back");
             }
         }
@@ -344,6 +348,17 @@ impl Outbound {
             .collect();
         self.known_rows.extend(new.iter().map(|(incarnation, _)| *incarnation));
         new
+    }
+
+    /// Offers stand until the peer goes on from a state, over broken links too.
+    fn take_up_offers(&mut self) {
+        let offers = self.shared.offers.lock();
+        let mine = offers.iter().filter(|(region, _)| *region == self.peer).map(|(_, stream)| *stream);
+        self.overdue.extend(
+            mine.filter(|stream| {
+                !self.waiting.contains(stream) && egress_gate(&self.shared.config, &self.peer, stream.0)
+            }),
+        );
     }
 
     fn beat(&self, outgoing: &Outgoing) {

@@ -1,5 +1,6 @@
 //! Makes whole what streams alone cannot: takes states where a log does not reach back, completes this region when its disk
-//! was found behind, and fetches from survivors what a lost region had sent to them and not to here.
+//! was found behind, fetches from survivors what a lost region had sent to them and not to here, and offers its own state
+//! where that holds what no stream will bring.
 //!
 //! The law it keeps: the vector of a transfer's *first* chunk is what the cursors move to, and only after its last; what the
 //! sender streams of that shard meanwhile is not applied, and asked for again afterwards.
@@ -29,6 +30,8 @@ const CALL_MAX: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How often a chunk that was outdated on arrival is asked for again before something else is tried.
 const STALE_MAX: u32 = 16;
+/// A loss is believed after so many times the wait before survivors are asked: what they can give comes first.
+const OFFER_PATIENCE: u32 = 4;
 /// When for so long every region has answered, what none of them has is lost.
 const IN_VAIN_MAX: Duration = Duration::from_secs(10);
 
@@ -56,6 +59,15 @@ pub(crate) struct Repair {
     /// Since when what a survivor has of a stream is missing here.
     missing_since: BTreeMap<(Region, StreamKey), Duration>,
     completions: BTreeMap<StreamKey, Completion>,
+    shown: BTreeMap<StreamKey, Shown>,
+}
+
+/// What merged states showed that no cursor covers, and that no stream brings as far as can be told.
+#[derive(Debug)]
+struct Shown {
+    dots: Vector,
+    since: Duration,
+    offered: bool,
 }
 
 /// How far this region's own completion has come, in one keyspace and shard.
@@ -69,7 +81,18 @@ struct Completion {
 
 impl Repair {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Repair { shared, transfers: BTreeMap::new(), missing_since: BTreeMap::new(), completions: BTreeMap::new() }
+        for (stream, left) in shared.store.transfers() {
+            // What the last run left unfinished begins anew.
+            let senders = left.open.keys().filter(|from| shared.peers.contains_key(*from));
+            senders.for_each(|from| shared.want_state(from, stream));
+        }
+        Repair {
+            shared,
+            transfers: BTreeMap::new(),
+            missing_since: BTreeMap::new(),
+            completions: BTreeMap::new(),
+            shown: BTreeMap::new(),
+        }
     }
 
     pub(crate) async fn run(mut self, mut stop: watch::Receiver<bool>) {
@@ -93,6 +116,42 @@ impl Repair {
         self.take_wanted().await;
         self.complete_self().await;
         self.fetch_lost().await;
+        self.offer_what_is_lost();
+    }
+
+    /// Offers complete states to the others where a transfer has shown what its origin will not send any more: it is in no log,
+    /// and only by this region's state can they get it. Once offered and taken, they hold it as this region does.
+    fn offer_what_is_lost(&mut self) {
+        let (now, patience) = (self.shared.now(), OFFER_PATIENCE * self.shared.config.repair_after);
+        let lost = self.lost();
+        self.shown.retain(|stream, _| lost.contains_key(stream));
+        for (stream, dots) in lost {
+            let fresh = || Shown { dots: dots.clone(), since: now, offered: false };
+            let shown = self.shown.entry(stream).or_insert_with(fresh);
+            if shown.dots != dots {
+                *shown = fresh();
+            }
+            if !shown.offered && now.saturating_sub(shown.since) >= patience {
+                let (keyspace, shard) = (stream.0.0, stream.1.0);
+                tracing::warn!(
+                    keyspace,
+                    shard,
+                    "a lost region's writes are here by state alone: the others are offered it"
+                );
+                self.shared.offers.lock().extend(self.shared.peers.keys().map(|peer| (peer.clone(), stream)));
+                shown.offered = true;
+            }
+        }
+    }
+
+    fn lost(&self) -> BTreeMap<StreamKey, Vector> {
+        let tree = self.shared.store.tree();
+        let is_lost = |dots: &Vector| {
+            !dots.is_empty()
+                && dots.dots().all(|dot| tree.region(dot.incarnation).is_none_or(|origin| self.will_not_send(origin)))
+        };
+        let left = self.shared.store.transfers().into_iter().map(|(stream, left)| (stream, left.shown));
+        left.filter(|(_, dots)| is_lost(dots)).collect()
     }
 
     /// Takes the states that peers said are needed.
@@ -256,8 +315,9 @@ impl Repair {
         chunk: isle_store::StateChunk,
     ) -> Result<ChunkTaken, RepairError> {
         let queue = self.queue(stream)?;
+        let begins = !self.transfers.contains_key(&(from.clone(), stream));
         let (from, bytes, chunk) = (from.clone(), chunk_bytes(&chunk), Box::new(chunk));
-        let answer = queue.submit(bytes, |answer| Job::Chunk { from, chunk, answer }).await?;
+        let answer = queue.submit(bytes, |answer| Job::Chunk { from, chunk, begins, answer }).await?;
         Ok(answer_of(answer).await?)
     }
 

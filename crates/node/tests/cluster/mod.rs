@@ -5,6 +5,7 @@
 pub mod chaos;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -29,15 +30,19 @@ use tokio::time::Instant;
 pub const KEYSPACE: KeyspaceId = KeyspaceId(1);
 pub const SHARDS: u32 = 2;
 
-struct TestClock(Instant);
+struct TestClock {
+    origin: Instant,
+    /// How far its wall time is ahead.
+    skew_ms: Arc<AtomicU64>,
+}
 
 impl Clock for TestClock {
     fn wall_ms(&self) -> u64 {
-        1_700_000_000_000 + self.0.elapsed().as_millis() as u64
+        1_700_000_000_000 + self.origin.elapsed().as_millis() as u64 + self.skew_ms.load(Ordering::Relaxed)
     }
 
     fn monotonic(&self) -> Duration {
-        self.0.elapsed()
+        self.origin.elapsed()
     }
 }
 
@@ -51,7 +56,13 @@ fn pair(a: &str, b: &str) -> Pair {
 struct Network {
     nodes: Arc<Mutex<BTreeMap<String, Weak<Node>>>>,
     cuts: Arc<watch::Sender<BTreeSet<Pair>>>,
+    /// How many chunks of state may still be asked for, in the whole cluster.
+    chunks_left: Arc<AtomicU64>,
+    /// What becomes of the messages that a region sends.
+    tampers: Arc<Mutex<BTreeMap<String, Tamper>>>,
 }
+
+pub type Tamper = Arc<dyn Fn(ToReceiver) -> ToReceiver + Send + Sync>;
 
 struct Dialler {
     network: Network,
@@ -107,6 +118,11 @@ impl Peer for Line {
             outgoing.recv().await.map(|word| (Ok(word), outgoing))
         });
         let messages = self.node()?.subscribe(hello, words.take_until(Box::pin(self.cut())).boxed())?;
+        let (tampers, from) = (self.network.tampers.clone(), self.to.clone());
+        let messages = messages.map(move |message| {
+            let tamper = tampers.lock().get(&from).cloned();
+            tamper.map_or_else(|| message.clone(), |tamper| message.clone().map(|message| tamper(message)))
+        });
         Ok(messages.take_until(Box::pin(self.cut())).boxed())
     }
 
@@ -115,6 +131,10 @@ impl Peer for Line {
     }
 
     async fn state(&self, request: StateRequest) -> Result<StateReply, PeerError> {
+        let left = &self.network.chunks_left;
+        if left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_err() {
+            return Err(PeerError::NotReady { reason: "no more chunks are to be had".to_owned() });
+        }
         self.node()?.serve_state(request).await
     }
 }
@@ -126,6 +146,7 @@ pub struct Cluster {
     regions: Vec<String>,
     starts: u64,
     origin: Instant,
+    skews: BTreeMap<String, Arc<AtomicU64>>,
     /// Changed before nodes are started.
     pub tune: fn(&mut NodeConfig, &mut StoreConfig),
 }
@@ -136,11 +157,17 @@ impl Cluster {
     }
 
     pub fn tuned(regions: &[&str], tune: fn(&mut NodeConfig, &mut StoreConfig)) -> Self {
-        let network = Network { nodes: Arc::default(), cuts: Arc::new(watch::Sender::new(BTreeSet::new())) };
+        let network = Network {
+            nodes: Arc::default(),
+            cuts: Arc::new(watch::Sender::new(BTreeSet::new())),
+            chunks_left: Arc::new(AtomicU64::new(u64::MAX)),
+            tampers: Arc::default(),
+        };
         let regions: Vec<String> = regions.iter().map(|region| (*region).to_owned()).collect();
         let disks = regions.iter().map(|region| (region.clone(), MemoryDisk::new())).collect();
         let (nodes, starts, origin) = (BTreeMap::new(), 0, Instant::now());
-        let mut cluster = Cluster { network, disks, nodes, regions: regions.clone(), starts, origin, tune };
+        let skews = regions.iter().map(|region| (region.clone(), Arc::default())).collect();
+        let mut cluster = Cluster { network, disks, nodes, regions: regions.clone(), starts, origin, skews, tune };
         regions.iter().for_each(|region| cluster.start(region));
         cluster
     }
@@ -182,7 +209,7 @@ impl Cluster {
         )
         .unwrap();
         let connector = Arc::new(Dialler { network: self.network.clone(), from: region.to_owned() });
-        let clock = Arc::new(TestClock(self.origin));
+        let clock = Arc::new(TestClock { origin: self.origin, skew_ms: self.skews[region].clone() });
         let parts = Parts { store, writers, clock, connector, seed: self.starts, sync: SyncDriver::Task };
         let node = Node::start(config, parts).unwrap();
         self.network.nodes.lock().insert(region.to_owned(), Arc::downgrade(&node));
@@ -205,6 +232,23 @@ impl Cluster {
 
     pub fn heal(&self) {
         self.network.cuts.send_replace(BTreeSet::new());
+    }
+
+    /// Sets how far a region's wall clock is ahead.
+    pub fn skew(&self, region: &str, ms: u64) {
+        self.skews[region].store(ms, Ordering::Relaxed);
+    }
+
+    pub fn allow_chunks(&self, chunks: u64) {
+        self.network.chunks_left.store(chunks, Ordering::Relaxed);
+    }
+
+    pub fn tamper(&self, region: &str, with: Option<Tamper>) {
+        let mut tampers = self.network.tampers.lock();
+        match with {
+            Some(tamper) => tampers.insert(region.to_owned(), tamper),
+            None => tampers.remove(region),
+        };
     }
 
     pub fn node(&self, region: &str) -> &Arc<Node> {
