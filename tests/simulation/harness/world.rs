@@ -264,9 +264,9 @@ impl World {
 impl Drop for World {
     /// Tasks hold the node, and the node its tasks.
     fn drop(&mut self) {
-        for site in 0..SITES.len() {
-            self.sites[site].node.lock().take();
-            self.sim.crash(SITES[site]);
+        for site in &self.sites {
+            site.node.lock().take();
+            self.sim.crash(SITES[site.index]);
         }
     }
 }
