@@ -40,7 +40,7 @@ pub struct Counters {
     /// Commits, and the writes in them.
     pub batches: Counter,
     pub hlc_too_far_ahead: Counter,
-    /// Deltas that could not be decoded or named unknown incarnations.
+    /// Deltas that could not be applied, each time they came.
     pub quarantined: Counter,
     pub tombstones_forgotten: Counter,
     pub statements: Counter,

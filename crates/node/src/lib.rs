@@ -38,4 +38,5 @@ pub use node::{
     SyncDriver, WriteReply, WriteRequest,
 };
 pub use replication::link::LinkState;
+pub use shared::Quarantined;
 pub use status::{KeyspaceStatus, NodeState, NodeStatus, PeerStatus};

@@ -251,6 +251,11 @@ impl Node {
         status(&self.shared)
     }
 
+    /// The deltas of a peer that cannot be applied, the newest of each stream that stands still at one.
+    pub fn quarantined(&self, peer: &Region) -> Vec<crate::Quarantined> {
+        self.shared.quarantined(peer)
+    }
+
     /// Waits until the node has stopped by itself; says why. It has to be restarted, or has been replaced.
     pub async fn stopped(&self) -> String {
         let mut fatal = self.shared.fatal.subscribe();

@@ -269,7 +269,7 @@ fn absorb(
 ) -> Result<Absorption, NodeError> {
     let mut out = Absorption::default();
     for delta in deltas {
-        let (keyspace, hlc) = (delta.keyspace, delta.hlc);
+        let (keyspace, shard, hlc, dot) = (delta.keyspace, delta.shard, delta.hlc, delta.dot);
         let follows = shared.hear(hlc);
         let admission = if follows { batch.foreign(origin, delta) } else { batch.foreign_ahead(origin, delta) };
         match admission {
@@ -280,14 +280,8 @@ fn absorb(
             }
             Ok(Admission::Duplicate) => note(&mut out.touched, keyspace),
             Ok(Admission::Gap { .. }) => note(&mut out.gaps, keyspace),
-            Err(ReadError::UnknownIncarnation(dot)) => {
-                tracing::warn!(%origin, ?dot, "a delta names an incarnation whose row has not come");
-                shared.counters.quarantined.add(1);
-                note(&mut out.unknown, keyspace);
-            }
-            Err(error @ ReadError::Misplaced { .. }) => {
-                tracing::error!(%origin, %error, "a delta is not applied; its stream is completed by state");
-                shared.counters.quarantined.add(1);
+            Err(error @ (ReadError::UnknownIncarnation(_) | ReadError::Misplaced { .. })) => {
+                shared.quarantine(origin, (keyspace, shard), dot, Bytes::new(), error.to_string());
                 note(&mut out.unknown, keyspace);
             }
             Err(error) => return Err(read_failed(error)),

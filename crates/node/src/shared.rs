@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use isle_model::{Heard, Hlc, HlcClock, Incarnation, KeyspaceId, Region, ShardId, Vector};
+use bytes::Bytes;
+use isle_model::{Dot, Heard, Hlc, HlcClock, Incarnation, KeyspaceId, Region, ShardId, Vector};
 use isle_store::{LogPosition, Store};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, watch};
@@ -17,6 +18,10 @@ use crate::replication::link::{AgeMarks, Link};
 use crate::shard_queue::ShardQueue;
 use crate::standing::Standing;
 use crate::{NodeConfig, NodeError};
+
+/// How many streams may stand still, and how much is kept of a delta at which one does.
+const QUARANTINE_MAX: usize = 1024;
+const QUARANTINE_BYTES_MAX: usize = 4 << 10;
 
 /// One stream set: all regions' streams of one keyspace and shard.
 pub(crate) type StreamKey = (KeyspaceId, ShardId);
@@ -38,6 +43,8 @@ pub(crate) struct Shared {
     pub(crate) repair: Notify,
     /// Transfers under way: what the sender streams of these is not applied meanwhile.
     pub(crate) completing: Mutex<BTreeSet<(Region, StreamKey)>>,
+    /// Deltas that cannot be applied, the newest of each stream. Their streams stand still below them.
+    quarantine: Mutex<BTreeMap<(Region, StreamKey), Quarantined>>,
     /// Complete states that peers are to take of here, because no stream brings them what these hold.
     pub(crate) offers: Mutex<BTreeSet<(Region, StreamKey)>>,
     /// Streams whose last statement some peer may have missed: a state took it past that, or it never heard one.
@@ -60,6 +67,17 @@ pub(crate) struct PeerSlot {
     pub(crate) commands: mpsc::UnboundedSender<LinkCommand>,
     /// Raised by each new subscription of the peer: an older one then ends.
     pub(crate) subscription: watch::Sender<u64>,
+}
+
+/// A delta that cannot be applied.
+#[derive(Clone, Debug)]
+pub struct Quarantined {
+    pub dot: Dot,
+    pub reason: String,
+    /// As it came, where it could not be read; cut off where it is long.
+    pub bytes: Bytes,
+    /// By the node's monotonic clock.
+    pub since: Duration,
 }
 
 /// What other tasks ask of an inbound link.
@@ -102,6 +120,7 @@ impl Shared {
             wanted: Mutex::default(),
             repair: Notify::new(),
             completing: Mutex::default(),
+            quarantine: Mutex::default(),
             offers: Mutex::default(),
             restate: Mutex::default(),
             ages: Mutex::new(ages),
@@ -158,6 +177,32 @@ impl Shared {
         }
         self.appended.notify_one();
         noted.is_ok()
+    }
+
+    /// Keeps a delta that cannot be applied aside. Its stream is to be completed by state.
+    pub(crate) fn quarantine(&self, origin: &Region, stream: StreamKey, dot: Dot, bytes: Bytes, reason: String) {
+        self.counters.quarantined.add(1);
+        tracing::error!(
+            %origin, %dot, keyspace = stream.0.0, shard = stream.1.0, bytes = bytes.len(), reason,
+            "a delta cannot be applied; its stream is completed by state"
+        );
+        let mut quarantine = self.quarantine.lock();
+        if quarantine.len() < QUARANTINE_MAX || quarantine.contains_key(&(origin.clone(), stream)) {
+            // Not as part of the buffer that it came in.
+            let bytes = Bytes::copy_from_slice(&bytes[..bytes.len().min(QUARANTINE_BYTES_MAX)]);
+            quarantine.insert((origin.clone(), stream), Quarantined { dot, reason, bytes, since: self.now() });
+        }
+    }
+
+    /// What stands still of a region's streams, after forgetting what the cursors have come past.
+    pub(crate) fn quarantined(&self, origin: &Region) -> Vec<Quarantined> {
+        let tree = self.store.tree();
+        let mut quarantine = self.quarantine.lock();
+        quarantine.retain(|(origin, (keyspace, shard)), held| {
+            let cursor = self.store.durable_streams(*keyspace, *shard).cursor(origin);
+            !cursor.covers(held.dot, tree.shard(*shard))
+        });
+        quarantine.iter().filter(|((region, _), _)| region == origin).map(|(_, held)| held.clone()).collect()
     }
 
     pub(crate) fn shard_of(&self, keyspace: KeyspaceId, key: &[u8]) -> ShardId {

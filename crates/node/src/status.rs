@@ -5,6 +5,7 @@ use std::time::Duration;
 use isle_model::{Incarnation, KeyspaceId, Region};
 
 use crate::replication::link::LinkState;
+use crate::replication::outbound::lag_of;
 use crate::shared::{PeerSlot, Shared};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,6 +64,10 @@ pub struct PeerStatus {
     /// What is read here of the peer's writes is at most this old.
     pub staleness: Option<Duration>,
     pub last_error: Option<String>,
+    /// Streams of the peer that stand still here at a delta that cannot be applied, until a state takes them past it.
+    pub quarantined: u64,
+    /// Why, of the newest.
+    pub quarantine_reason: Option<String>,
 }
 
 pub(crate) fn status(shared: &Shared) -> NodeStatus {
@@ -117,20 +122,21 @@ fn state(shared: &Shared) -> NodeState {
 }
 
 fn peer_status(shared: &Shared, slot: &PeerSlot, region: &Region, endpoint: &str) -> PeerStatus {
-    let (store, now) = (&shared.store, shared.now());
+    let now = shared.now();
+    let (lag_bytes, lag) = lag_of(shared, region, slot);
+    let quarantined = shared.quarantined(region);
     let link = slot.link.lock();
-    let confirmed = link.confirmed.as_ref().map_or(store.oldest(), |confirmed| confirmed.position);
-    let durable = store.durable();
-    let lag = shared.ages.lock().lag(confirmed, durable, now);
     PeerStatus {
         region: region.clone(),
         endpoint: endpoint.to_owned(),
         state: link.state(lag),
         lag,
-        lag_bytes: store.log_bytes_between(confirmed, durable),
+        lag_bytes,
         egress_bytes: shared.counters.peer(region).map_or(0, |counters| counters.egress_bytes.get()),
         receiving: link.inbound,
         staleness: link.fresh_as_of.map(|at| now.saturating_sub(at)),
         last_error: link.last_error.clone(),
+        quarantined: quarantined.len() as u64,
+        quarantine_reason: quarantined.into_iter().max_by_key(|held| held.since).map(|held| held.reason),
     }
 }

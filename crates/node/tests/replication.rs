@@ -3,11 +3,13 @@
 
 mod cluster;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use cluster::{Cluster, KEYSPACE, delete, increment, put, tombstones, until};
 use isle_model::{Fate, Region};
-use isle_node::{LinkState, NodeError, NodeState};
+use isle_node::peer::{DeltaBatch, ToReceiver};
+use isle_node::{LinkState, NodeError, NodeState, PeerStatus};
 use isle_store::disk::Crash;
 use tokio::time::Instant;
 
@@ -290,5 +292,87 @@ async fn the_region_that_a_clone_replaced_stops() {
     cluster.put("a", "key", "z").await.unwrap();
     cluster.converge(1).await;
     first.shutdown().await;
+    cluster.shutdown().await;
+}
+
+/// Makes the deltas of a batch unreadable beyond their heads, if one of them writes the value "spoiled".
+fn spoil(message: ToReceiver) -> ToReceiver {
+    let ToReceiver::Deltas(batch) = message else { return message };
+    let raw = zstd::bulk::decompress(&batch.zstd, batch.raw_len as usize).unwrap();
+    if !raw.windows(7).any(|window| window == b"spoiled") {
+        return ToReceiver::Deltas(batch);
+    }
+    let (mut rest, mut spoiled) = (&raw[..], Vec::new());
+    while let Some((length, after)) = rest.split_first_chunk::<4>() {
+        let (delta, after) = after.split_at(u32::from_le_bytes(*length) as usize);
+        // A second body, field 7, whose message ends in the middle of a number.
+        let delta = [delta, &[7 << 3 | 2, 2, 0xff, 0xff]].concat();
+        spoiled.extend((delta.len() as u32).to_le_bytes());
+        spoiled.extend(delta);
+        rest = after;
+    }
+    let (raw_len, crc) = (spoiled.len() as u32, crc32fast::hash(&spoiled));
+    let zstd = zstd::bulk::compress(&spoiled, 1).unwrap().into();
+    ToReceiver::Deltas(DeltaBatch { raw_len, crc, zstd, ..batch })
+}
+
+fn peer_of(node: &isle_node::Node, peer: &str) -> PeerStatus {
+    node.status().peers.into_iter().find(|p| p.region == Region::new(peer)).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_with_an_unreadable_delta_stands_still_and_lags_until_a_state_completes_it() {
+    let cluster = Cluster::new(&["a", "b"]);
+    cluster.put("a", "sound", "x").await.unwrap();
+    cluster.converge(1).await;
+    cluster.allow_chunks(0);
+    cluster.tamper("a", Some(Arc::new(spoil)));
+    cluster.put("a", "key", "spoiled").await.unwrap();
+    until("b keeps it aside", || peer_of(cluster.node("b"), "a").quarantined > 0).await;
+    let held = cluster.node("b").quarantined(&Region::new("a")).pop().unwrap();
+    assert!(!held.bytes.is_empty());
+    assert_eq!(peer_of(cluster.node("b"), "a").quarantine_reason, Some(held.reason.clone()));
+    let asked = Instant::now();
+    while asked.elapsed() < Duration::from_secs(10) {
+        assert!(peer_of(cluster.node("a"), "b").lag_bytes > 0, "b has not applied all, and counts as if it had");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let b = peer_of(cluster.node("b"), "a");
+    assert!(b.staleness.is_some_and(|age| age > Duration::from_secs(8)), "{b:?}");
+    let shard = |key: &str| isle_model::ShardId::of(KEYSPACE, key.as_bytes(), cluster::SHARDS);
+    let cursor = |node: &isle_node::Node, of: &str| {
+        let streams = node.store().streams(KEYSPACE, shard("key"));
+        streams.heard().get(&Region::new(of)).and_then(|said| said.get(&Region::new("a"))).cloned().unwrap_or_default()
+    };
+    assert!(cursor(cluster.node("a"), "b").get(held.dot.incarnation) < held.dot.seq, "b states what it does not have");
+
+    cluster.allow_chunks(u64::MAX);
+    cluster.converge(2).await;
+    until("nothing stands still and nothing lags", || {
+        let (a, b) = (peer_of(cluster.node("a"), "b"), peer_of(cluster.node("b"), "a"));
+        b.quarantined == 0 && a.lag_bytes == 0 && b.staleness.is_some_and(|age| age < Duration::from_secs(2))
+    })
+    .await;
+    cluster.put("a", "after", "x").await.unwrap();
+    cluster.converge(3).await;
+    cluster.shutdown().await;
+}
+
+/// The log of an idle region goes on: others' deltas come in, and its end is noted. None of it is for the peer.
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_has_every_delta_does_not_lag() {
+    let cluster = Cluster::tuned(&["a", "b"], |node, _| node.statement_interval = Duration::from_secs(3600));
+    cluster.put("a", "key", "x").await.unwrap();
+    cluster.converge(1).await;
+    until("b has confirmed it", || peer_of(cluster.node("a"), "b").lag_bytes == 0).await;
+    let from = cluster.node("a").store().durable();
+    cluster.put("b", "other", "x").await.unwrap();
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(5) {
+        let peer = peer_of(cluster.node("a"), "b");
+        assert_eq!((peer.lag_bytes, peer.lag, peer.state), (0, Duration::ZERO, LinkState::Live));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(cluster.node("a").store().durable() > from, "the log has not moved, which proves nothing");
     cluster.shutdown().await;
 }

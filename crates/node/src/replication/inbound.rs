@@ -270,13 +270,16 @@ impl Session {
         Ok(by_shard)
     }
 
-    /// Counts a delta that cannot be read, and says which stream is to be completed by state.
+    /// Keeps a delta aside that cannot be read, and says which stream is to be completed by state.
     fn quarantine(&self, bytes: Bytes, error: &str) -> Result<StreamKey, PeerError> {
-        self.shared.counters.quarantined.add(1);
-        tracing::error!(peer = %self.origin, error, "a delta cannot be read; its stream is completed by state");
-        let head = codec::delta_head(bytes)
-            .map_err(|_| PeerError::Corrupt { reason: format!("a delta cannot be read: {error}") })?;
-        Ok((head.keyspace, head.shard))
+        let corrupt = || PeerError::Corrupt { reason: format!("a delta cannot be read: {error}") };
+        let head = codec::delta_head(bytes.clone()).map_err(|_| corrupt())?;
+        let stream = (head.keyspace, head.shard);
+        if self.shared.queue(head.shard).is_none() {
+            return Err(corrupt());
+        }
+        self.shared.quarantine(&self.origin, stream, head.dot, bytes, error.to_owned());
+        Ok(stream)
     }
 
     async fn carry_on(&mut self, step: Step) -> Result<(), PeerError> {
@@ -291,7 +294,10 @@ impl Session {
                     && asked == id
                 {
                     self.probe = None;
-                    if let Some(slot) = self.shared.peers.get(&self.origin) {
+                    // What stands still is not fresh, though all has come.
+                    if self.shared.quarantined(&self.origin).is_empty()
+                        && let Some(slot) = self.shared.peers.get(&self.origin)
+                    {
                         slot.link.lock().fresh_as_of = Some(at);
                     }
                 }

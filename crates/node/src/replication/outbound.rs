@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use isle_model::{Incarnation, IncarnationTree, KeyspaceId, Region, Row, ShardId, Streams, Vector, planted};
+use isle_model::{Dot, Incarnation, IncarnationTree, KeyspaceId, Region, Row, ShardId, Streams, Vector, planted};
 use isle_store::{LogItem, LogPosition, TailError};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use crate::egress::egress_gate;
 use crate::peer::{Absorbed, Hello, PeerError, ToReceiver, ToSender};
 use crate::replication::batch_codec::{BatchBuilder, wire_bytes};
-use crate::shared::{Confirmed, Shared, StreamKey};
+use crate::shared::{Confirmed, PeerSlot, Shared, StreamKey};
 
 /// About how much goes into one batch, raw.
 const BATCH_BYTES: usize = 256 << 10;
@@ -45,13 +45,26 @@ pub(crate) struct Outbound {
     /// Whether it was checked, at the end of the log, that nothing is missing that the log does not hold.
     verified: bool,
     known_rows: BTreeSet<Incarnation>,
-    /// Sent and not confirmed: up to where, and the sum of raw bytes with it.
-    in_flight: VecDeque<(LogPosition, u64)>,
+    in_flight: VecDeque<InFlight>,
+    /// Streams of which the peer has taken a batch and not all that was in it: it could not apply some, and asks again or
+    /// takes a state. Up to where it is known to have them.
+    short: BTreeMap<StreamKey, (LogPosition, Dot)>,
     sent_bytes: u64,
     acked_bytes: u64,
     acked: BTreeMap<StreamKey, Vector>,
     last_sent: Option<Instant>,
     probes: VecDeque<(u64, LogPosition)>,
+}
+
+/// A batch that is sent and not confirmed.
+struct InFlight {
+    /// The log between these positions is in it.
+    from: LogPosition,
+    upto: LogPosition,
+    /// The sum of raw bytes of this subscription, with it.
+    sum: u64,
+    /// The last of each stream in it.
+    last: BTreeMap<StreamKey, Dot>,
 }
 
 impl Outbound {
@@ -73,6 +86,7 @@ impl Outbound {
             scanned,
             verified: false,
             in_flight: VecDeque::new(),
+            short: BTreeMap::new(),
             sent_bytes: 0,
             acked_bytes: 0,
             last_sent: None,
@@ -165,10 +179,16 @@ impl Outbound {
         }
         self.acked_bytes = self.acked_bytes.max(bytes.min(self.sent_bytes));
         let mut position = None;
-        while let Some((upto, _)) = self.in_flight.front().filter(|(_, sum)| *sum <= self.acked_bytes) {
-            position = Some(*upto);
-            self.in_flight.pop_front();
+        while self.in_flight.front().is_some_and(|batch| batch.sum <= self.acked_bytes)
+            && let Some(batch) = self.in_flight.pop_front()
+        {
+            position = Some(batch.upto);
+            for (stream, dot) in batch.last {
+                self.short.entry(stream).or_insert((batch.from, dot)).1 = dot;
+            }
         }
+        let acked = &self.acked;
+        self.short.retain(|stream, (_, dot)| acked.get(stream).is_none_or(|v| !v.covers(*dot, tree.shard(stream.1))));
         self.note_confirmed(position);
     }
 
@@ -176,7 +196,8 @@ impl Outbound {
     fn note_confirmed(&self, position: Option<LogPosition>) {
         let position = if self.in_flight.is_empty() { Some(self.scanned) } else { position };
         let Some(position) = position else { return };
-        let position = self.hold.map_or(position, |hold| position.min(hold));
+        let held = self.hold.into_iter().chain(self.short.values().map(|(from, _)| *from));
+        let position = held.fold(position, LogPosition::min);
         if let Some(slot) = self.shared.peers.get(&self.peer) {
             slot.link.lock().confirmed = Some(Confirmed { position, cursors: self.acked.clone() });
         }
@@ -186,7 +207,9 @@ impl Outbound {
         if let Some(counters) = self.shared.counters.peer(&self.peer) {
             counters.refetches.add(1);
         }
+        self.acked.entry(stream).or_default().join(&after, self.shared.store.tree().shard(stream.1));
         self.sent.insert(stream, after);
+        self.short.remove(&stream);
         self.overdue.remove(&stream);
         // Of a statement that the state took it past it has heard nothing, and waits with its tombstones for one.
         self.shared.restate.lock().insert(stream);
@@ -290,12 +313,16 @@ impl Outbound {
             Err(error) => return Err(PeerError::NotReady { reason: error.to_string() }),
         };
         let mut builder = BatchBuilder::default();
-        let mut read_to = self.scanned;
+        let (from, mut read_to) = (self.scanned, self.scanned);
+        let mut last = BTreeMap::new();
         let mut broken = None;
         let tree = self.shared.store.tree();
         for item in &tail.items {
             match self.offer(item, &tree) {
-                Offer::Ship => builder.push(&item.encoded),
+                Offer::Ship => {
+                    builder.push(&item.encoded);
+                    last.insert((item.head.keyspace, item.head.shard), item.head.dot);
+                }
                 Offer::Skip => {}
                 // What precedes goes out first; this item is then met again.
                 Offer::Broken(stream) => {
@@ -313,11 +340,16 @@ impl Outbound {
         };
         match broken {
             Some(stream) if builder.count() == 0 => Ok(Some(self.needs_state(stream))),
-            _ => self.ship(builder),
+            _ => self.ship(builder, from, last),
         }
     }
 
-    fn ship(&mut self, builder: BatchBuilder) -> Result<Option<ToReceiver>, PeerError> {
+    fn ship(
+        &mut self,
+        builder: BatchBuilder,
+        from: LogPosition,
+        last: BTreeMap<StreamKey, Dot>,
+    ) -> Result<Option<ToReceiver>, PeerError> {
         if builder.count() == 0 {
             self.note_confirmed(None);
             return Ok(None);
@@ -326,7 +358,7 @@ impl Outbound {
         let rows = self.unknown_rows();
         let batch = builder.finish(rows).map_err(|error| PeerError::Corrupt { reason: error.to_string() })?;
         self.sent_bytes += raw;
-        self.in_flight.push_back((self.scanned, self.sent_bytes));
+        self.in_flight.push_back(InFlight { from, upto: self.scanned, sum: self.sent_bytes, last });
         self.last_sent = Some(Instant::now());
         if let Some(counters) = self.shared.counters.peer(&self.peer) {
             counters.egress_bytes.add(wire_bytes(&batch));
@@ -362,12 +394,8 @@ impl Outbound {
     }
 
     fn beat(&self, outgoing: &Outgoing) {
-        let store = &self.shared.store;
-        let confirmed =
-            self.shared.peers.get(&self.peer).and_then(|slot| slot.link.lock().confirmed.as_ref().map(|c| c.position));
-        let durable = store.durable();
-        let lag_bytes = store.log_bytes_between(confirmed.unwrap_or(store.oldest()), durable);
-        let caught_up = self.scanned >= durable && self.waiting.is_empty();
+        let lag_bytes = self.shared.peers.get(&self.peer).map_or(0, |slot| lag_of(&self.shared, &self.peer, slot).0);
+        let caught_up = self.scanned >= self.shared.store.durable() && self.waiting.is_empty();
         // A receiver that takes nothing at the moment will hear the next one.
         let _ = outgoing.try_send(Ok(ToReceiver::Heartbeat { lag_bytes, caught_up }));
     }
@@ -414,6 +442,27 @@ fn restate_what_was_missed(shared: &Shared, hello: &Hello) {
             shared.restate.lock().insert(stream);
         }
     }
+}
+
+/// How far a peer is behind: in bytes of log, and by the age of the oldest it has not confirmed. Zero exactly if it has every
+/// delta of this region's own: what else the log holds, notes and others' deltas, is not for it.
+pub(crate) fn lag_of(shared: &Shared, peer: &Region, slot: &PeerSlot) -> (u64, Duration) {
+    let store = &shared.store;
+    let (durable, tree) = (store.durable(), store.tree());
+    let confirmed = {
+        let link = slot.link.lock();
+        let has = |(stream, dot): (StreamKey, Dot)| {
+            let cursors = link.confirmed.as_ref().map(|confirmed| &confirmed.cursors);
+            cursors.and_then(|cursors| cursors.get(&stream)).is_some_and(|v| v.covers(dot, tree.shard(stream.1)))
+        };
+        let streams = store.all_streams();
+        let shipped = streams.iter().filter(|(stream, _)| egress_gate(&shared.config, peer, stream.0));
+        if shipped.filter_map(|(stream, streams)| Some((*stream, streams.last_own()?))).all(has) {
+            return (0, Duration::ZERO);
+        }
+        link.confirmed.as_ref().map_or(store.oldest(), |confirmed| confirmed.position)
+    };
+    (store.log_bytes_between(confirmed, durable), shared.ages.lock().lag(confirmed, durable, shared.now()))
 }
 
 /// From where to read the log for a peer with these cursors.

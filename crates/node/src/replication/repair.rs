@@ -405,9 +405,14 @@ impl Repair {
         let tree = self.shared.store.tree();
         let mut deltas: Vec<Delta> = Vec::with_capacity(encoded.len());
         for bytes in encoded {
-            let Ok(delta) = codec::decode_delta(bytes) else {
-                self.shared.counters.quarantined.add(1);
-                return Ok(false);
+            let delta = match codec::decode_delta(bytes.clone()) {
+                Ok(delta) => delta,
+                Err(error) => {
+                    let dot = codec::delta_head(bytes.clone()).map(|head| head.dot);
+                    let dot = dot.map_err(|error| RepairError::Corrupt(error.to_string()))?;
+                    self.shared.quarantine(origin, stream, dot, bytes, error.to_string());
+                    return Ok(false);
+                }
             };
             if (delta.keyspace, delta.shard) != stream || tree.region(delta.dot.incarnation) != Some(origin) {
                 return Err(RepairError::Corrupt(format!("delta {} is not of the stream asked for", delta.dot)));
