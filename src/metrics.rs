@@ -33,6 +33,7 @@ impl Vitals for NodeVitals {
             NodeState::Serving => None,
             NodeState::Completing => Some("being completed by the other regions".to_owned()),
             NodeState::WritesStopped { reason } | NodeState::Stopped { reason } => Some(reason),
+            NodeState::ClockAhead { by_ms } => Some(isle_node::NodeError::ClockAhead { by_ms }.to_string()),
         }
     }
 }
@@ -41,7 +42,7 @@ fn gauges(out: &mut Exposition, status: &NodeStatus) {
     let states: [(&str, bool); 4] = [
         ("serving", matches!(status.state, NodeState::Serving)),
         ("completing", matches!(status.state, NodeState::Completing)),
-        ("read_only", matches!(status.state, NodeState::WritesStopped { .. })),
+        ("read_only", matches!(status.state, NodeState::WritesStopped { .. } | NodeState::ClockAhead { .. })),
         ("stopped", matches!(status.state, NodeState::Stopped { .. })),
     ];
     out.family("isle_state", "gauge", "1 for the state the node is in.");

@@ -222,7 +222,7 @@ impl Region {
 
     async fn report_health(&self, reporter: &HealthReporter) -> std::convert::Infallible {
         loop {
-            let serving = matches!(self.node.status().state, NodeState::Serving | NodeState::WritesStopped { .. });
+            let serving = !matches!(self.node.status().state, NodeState::Completing | NodeState::Stopped { .. });
             report(reporter, if serving { ServingStatus::Serving } else { ServingStatus::NotServing }).await;
             tokio::time::sleep(HEALTH_INTERVAL).await;
         }

@@ -105,6 +105,7 @@ fn row_of_node(error: &NodeError) -> Row {
         NodeError::DeadlineExpired => Row::new(Code::DeadlineExceeded, Reason::DeadlineExpired),
         NodeError::OutcomeUnknown { .. } => Row::new(Code::Unknown, Reason::OutcomeUnknown),
         NodeError::WritesStopped { reason } => Row::new(Code::Unavailable, Reason::WritesStopped).fact("cause", reason),
+        NodeError::ClockAhead { .. } => Row::new(Code::Unavailable, Reason::WritesStopped).fact("cause", error),
         NodeError::Stopped { .. } => Row::new(Code::Unavailable, Reason::NotServing)
             .fact("state", "DRAINING")
             .retry_after(Duration::from_secs(1)),

@@ -124,8 +124,13 @@ fn state_of(state: &NodeState) -> (v1::RegionState, Option<String>) {
         NodeState::Serving => (v1::RegionState::Serving, None),
         NodeState::Completing => (v1::RegionState::Completing, None),
         NodeState::WritesStopped { reason } => (v1::RegionState::ReadOnly, Some(reason.clone())),
+        NodeState::ClockAhead { by_ms } => (v1::RegionState::ReadOnly, Some(clock_ahead(*by_ms))),
         NodeState::Stopped { reason } => (v1::RegionState::Draining, Some(reason.clone())),
     }
+}
+
+fn clock_ahead(by_ms: u64) -> String {
+    isle_node::NodeError::ClockAhead { by_ms }.to_string()
 }
 
 fn keyspace(from: isle_node::KeyspaceStatus) -> v1::KeyspaceStatus {

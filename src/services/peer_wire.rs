@@ -127,7 +127,7 @@ pub fn to_receiver(from: ToReceiver) -> v1::ToReceiver {
             Message::NeedsState(v1::NeedsState { keyspace: keyspace.0, shard: shard.0 })
         }
         ToReceiver::Heartbeat { lag_bytes, caught_up } => Message::Heartbeat(v1::Heartbeat { lag_bytes, caught_up }),
-        ToReceiver::ProbeAnswer { id } => Message::ProbeAnswer(v1::ProbeAnswer { id }),
+        ToReceiver::ProbeAnswer { id, wall_ms } => Message::ProbeAnswer(v1::ProbeAnswer { id, wall_ms }),
     };
     v1::ToReceiver { message: Some(message) }
 }
@@ -141,7 +141,7 @@ pub fn of_sender(from: v1::ToReceiver) -> Result<ToReceiver, PeerError> {
             ToReceiver::NeedsState { keyspace: KeyspaceId(from.keyspace), shard: ShardId(from.shard) }
         }
         Message::Heartbeat(from) => ToReceiver::Heartbeat { lag_bytes: from.lag_bytes, caught_up: from.caught_up },
-        Message::ProbeAnswer(from) => ToReceiver::ProbeAnswer { id: from.id },
+        Message::ProbeAnswer(from) => ToReceiver::ProbeAnswer { id: from.id, wall_ms: from.wall_ms },
     })
 }
 
@@ -334,7 +334,7 @@ mod tests {
             ToReceiver::Deltas(batch),
             ToReceiver::NeedsState { keyspace, shard },
             ToReceiver::Heartbeat { lag_bytes: 1, caught_up: true },
-            ToReceiver::ProbeAnswer { id: 9 },
+            ToReceiver::ProbeAnswer { id: 9, wall_ms: 1_700_000_000_000 },
         ] {
             assert_eq!(of_sender(to_receiver(sent.clone())).unwrap(), sent);
         }

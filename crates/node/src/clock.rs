@@ -11,6 +11,13 @@ pub trait Clock: Send + Sync {
     fn monotonic(&self) -> Duration;
 }
 
+/// By how much a clock is ahead of most others, given how far it is ahead of each; zero if there are none. Pure.
+pub(crate) fn ahead_of_most(mut ahead_ms: Vec<i64>) -> u64 {
+    ahead_ms.sort_unstable_by_key(|ahead| std::cmp::Reverse(*ahead));
+    // At least so far ahead of everybody up to this one, and they are more than half.
+    ahead_ms.get(ahead_ms.len() / 2).map_or(0, |ahead| u64::try_from(*ahead).unwrap_or(0))
+}
+
 /// The machine's clock.
 #[derive(Debug)]
 pub struct SystemClock {
@@ -42,5 +49,20 @@ impl Clock for SystemClock {
 
     fn monotonic(&self) -> Duration {
         self.origin.elapsed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ahead_of_most_is_ahead_of_more_than_half() {
+        assert_eq!(ahead_of_most(vec![]), 0);
+        assert_eq!(ahead_of_most(vec![900]), 900);
+        assert_eq!(ahead_of_most(vec![-900]), 0);
+        assert_eq!(ahead_of_most(vec![900, 0]), 0);
+        assert_eq!(ahead_of_most(vec![900, 0, 800]), 800);
+        assert_eq!(ahead_of_most(vec![900, 0, 800, -5]), 0);
     }
 }

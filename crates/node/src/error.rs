@@ -22,6 +22,9 @@ pub enum NodeError {
     /// Nothing was appended, nor will be before the node is restarted.
     #[error("this node takes no more writes: {reason}")]
     WritesStopped { reason: String },
+    /// Nothing was appended: its stamp would hide what others write meanwhile. Write in another region until the clock is set.
+    #[error("this node's clock is {by_ms} ms ahead of most other regions'")]
+    ClockAhead { by_ms: u64 },
     /// The node has stopped for good, or is stopping. Ask another region.
     #[error("this node has stopped: {reason}")]
     Stopped { reason: String },

@@ -305,6 +305,9 @@ impl Node {
         if let Some(reason) = self.shared.durability.failure() {
             return Err(NodeError::WritesStopped { reason: reason.to_string() });
         }
+        if let Some(by_ms) = self.shared.clock_ahead() {
+            return Err(NodeError::ClockAhead { by_ms });
+        }
         let bad = |error: WriteError| refusal(error, Bytes::new());
         write::check_key(&request.key).map_err(bad)?;
         request.mutation.check().map_err(bad)?;
@@ -330,7 +333,7 @@ impl Node {
     }
 
     fn count_refusal(&self, error: &NodeError) {
-        if matches!(error, NodeError::Overloaded { .. } | NodeError::DeadlineExpired) {
+        if matches!(error, NodeError::Overloaded { .. } | NodeError::DeadlineExpired | NodeError::ClockAhead { .. }) {
             self.shared.counters.refused.add(1);
         }
     }

@@ -76,6 +76,8 @@ pub enum ToReceiver {
     /// Everything that was durable here when the probe came has been sent before this.
     ProbeAnswer {
         id: u64,
+        /// The sender's wall clock as it answered, in milliseconds since the Unix epoch; 0 where it does not say.
+        wall_ms: u64,
     },
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,7 +11,7 @@ use isle_store::{LogPosition, Store};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, watch};
 
-use crate::clock::Clock;
+use crate::clock::{Clock, ahead_of_most};
 use crate::counters::Counters;
 use crate::durability::Durability;
 use crate::peer::Peer;
@@ -49,6 +50,8 @@ pub(crate) struct Shared {
     pub(crate) offers: Mutex<BTreeSet<(Region, StreamKey)>>,
     /// Streams whose last statement some peer may have missed: a state took it past that, or it never heard one.
     pub(crate) restate: Mutex<BTreeSet<StreamKey>>,
+    /// How far the wall clock is ahead of most peers that are heard, where that is more than allowed; else zero.
+    clock_ahead_ms: AtomicU64,
     /// When which position had become durable, for lag in time.
     pub(crate) ages: Mutex<AgeMarks>,
     /// Why the node stopped for good.
@@ -122,6 +125,7 @@ impl Shared {
             completing: Mutex::default(),
             quarantine: Mutex::default(),
             offers: Mutex::default(),
+            clock_ahead_ms: AtomicU64::new(0),
             restate: Mutex::default(),
             ages: Mutex::new(ages),
             fatal: watch::Sender::new(None),
@@ -211,6 +215,21 @@ impl Shared {
 
     pub(crate) fn queue(&self, shard: ShardId) -> Option<&ShardQueue> {
         self.queues.get(shard.0 as usize)
+    }
+
+    /// Weighs what the peers that are heard say of their clocks.
+    pub(crate) fn judge_clock(&self) {
+        let ahead = ahead_of_most(self.peers.values().filter_map(|slot| slot.link.lock().clock_ahead_ms).collect());
+        let ahead = if ahead > self.config.clock_drift_ms_max { ahead } else { 0 };
+        let before = self.clock_ahead_ms.swap(ahead, Ordering::Relaxed);
+        if (before == 0) != (ahead == 0) {
+            tracing::warn!(by_ms = ahead, "this node's clock came to be, or ceased to be, ahead of most peers'");
+        }
+    }
+
+    /// How far the wall clock is ahead of most peers', if that is more than allowed.
+    pub(crate) fn clock_ahead(&self) -> Option<u64> {
+        Some(self.clock_ahead_ms.load(Ordering::Relaxed)).filter(|by_ms| *by_ms > 0)
     }
 
     /// Whether clients are served.

@@ -17,6 +17,10 @@ pub enum NodeState {
     WritesStopped {
         reason: String,
     },
+    /// Reads go on, writes are refused until the clock is set.
+    ClockAhead {
+        by_ms: u64,
+    },
     Stopped {
         reason: String,
     },
@@ -118,7 +122,10 @@ fn state(shared: &Shared) -> NodeState {
     if let Some(reason) = shared.durability.failure() {
         return NodeState::WritesStopped { reason: reason.to_string() };
     }
-    if shared.standing.lock().is_behind() { NodeState::Completing } else { NodeState::Serving }
+    if shared.standing.lock().is_behind() {
+        return NodeState::Completing;
+    }
+    shared.clock_ahead().map_or(NodeState::Serving, |by_ms| NodeState::ClockAhead { by_ms })
 }
 
 fn peer_status(shared: &Shared, slot: &PeerSlot, region: &Region, endpoint: &str) -> PeerStatus {

@@ -75,6 +75,7 @@ impl Inbound {
         }
         link.last_error = Some(why.to_string());
         drop(link);
+        self.shared.judge_clock();
         if let Some(counters) = self.shared.counters.peer(&self.peer.region) {
             counters.reconnects.add(1);
         }
@@ -208,7 +209,8 @@ impl Session {
                 }
                 Ok(())
             }
-            ToReceiver::ProbeAnswer { id } => {
+            ToReceiver::ProbeAnswer { id, wall_ms } => {
+                self.compare_clocks(id, wall_ms);
                 self.pending.push_back(Box::pin(async move { Ok(Step::Fresh { id }) }));
                 Ok(())
             }
@@ -338,6 +340,22 @@ impl Session {
         self.refetching.insert(stream);
         let after = self.shared.store.durable_streams(stream.0, stream.1).cursor(&self.origin);
         self.say(ToSender::Refetch { keyspace: stream.0, shard: stream.1, after }).await
+    }
+
+    /// The peer read its clock after the probe was sent: by what this clock then said it is at least so far behind, however
+    /// long the answer was on its way.
+    fn compare_clocks(&self, id: u64, wall_ms: u64) {
+        let Some((asked, at)) = self.probe else { return };
+        if asked != id || wall_ms == 0 {
+            return;
+        }
+        let since = self.shared.now().saturating_sub(at).as_millis();
+        let then = i128::from(self.shared.clock.wall_ms()) - i128::try_from(since).unwrap_or(i128::MAX);
+        let ahead = (then - i128::from(wall_ms)).clamp(i64::MIN.into(), i64::MAX.into());
+        if let Some(slot) = self.shared.peers.get(&self.origin) {
+            slot.link.lock().clock_ahead_ms = i64::try_from(ahead).ok();
+        }
+        self.shared.judge_clock();
     }
 
     fn probe(&mut self) {

@@ -34,6 +34,8 @@ pub(crate) struct Link {
     pub(crate) inbound_caught_up: bool,
     /// When the probe was sent whose answer was absorbed last: what is read here is at most this old.
     pub(crate) fresh_as_of: Option<Duration>,
+    /// How far this node's wall clock is ahead of the peer's, at least; `None` until it has said, and while the link is down.
+    pub(crate) clock_ahead_ms: Option<i64>,
     /// When either link was last up, or this node started.
     pub(crate) last_up: Duration,
     pub(crate) last_error: Option<String>,
@@ -48,6 +50,7 @@ impl Link {
             confirmed: None,
             inbound_caught_up: false,
             fresh_as_of: None,
+            clock_ahead_ms: None,
             last_up: now,
             last_error: None,
         }
@@ -61,6 +64,7 @@ impl Link {
     pub(crate) fn set_inbound(&mut self, up: bool, now: Duration) {
         self.inbound = up;
         self.inbound_caught_up = false;
+        self.clock_ahead_ms = None;
         self.last_up = now;
     }
 

@@ -261,7 +261,7 @@ impl Outbound {
         if self.probes.front().is_some_and(|(_, position)| *position <= self.scanned)
             && let Some((id, _)) = self.probes.pop_front()
         {
-            permit.send(Ok(ToReceiver::ProbeAnswer { id }));
+            permit.send(Ok(ToReceiver::ProbeAnswer { id, wall_ms: self.shared.clock.wall_ms() }));
             return Ok(());
         }
         if !self.verified {
