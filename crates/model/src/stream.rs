@@ -87,6 +87,9 @@ impl Streams {
             self.last_own = Some(delta.dot);
         }
         match &delta.body {
+            // What a branch that the disk lost had stated counts for nothing: its region has not absorbed it any more. But that
+            // the branch's end came is news, which others' tombstones may wait for; a lost branch ends, so no talk goes on.
+            Body::Statement(_) if self.is_off_the_line(origin, delta.dot, lineage) => self.news = true,
             Body::Statement(statement) => {
                 self.heard.insert(origin.clone(), statement.absorbed.iter().cloned().collect());
                 // A statement alone never causes another, or two idle regions would talk for ever.
@@ -94,6 +97,16 @@ impl Streams {
             }
             Body::Write(_) => self.news = true,
         }
+    }
+
+    /// Whether a later incarnation that was heard of left this one before it issued the dot.
+    fn is_off_the_line(&self, origin: &Region, dot: Dot, lineage: Lineage<'_>) -> bool {
+        let Some(applied) = self.applied.get(origin) else { return false };
+        applied.entries().iter().any(|&(other, _)| {
+            other != dot.incarnation
+                && lineage.tree().descends(other, dot.incarnation)
+                && lineage.implied(other, dot.incarnation) < dot.seq
+        })
     }
 
     /// Moves cursors to what a state transfer brought. A cursor never moves back.
@@ -134,5 +147,45 @@ impl Streams {
     pub fn is_behind(&self, stated: &[(Region, Vector)], lineage: Lineage<'_>) -> bool {
         let nothing = Vector::new();
         stated.iter().any(|(origin, vector)| !self.applied.get(origin).unwrap_or(&nothing).covers_all(vector, lineage))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::{Epoch, Hlc, Incarnation, IncarnationTree, KeyspaceId, Row, ShardId};
+
+    fn statement(dot: Dot, prev: Option<Dot>, of: u64) -> Delta {
+        let absorbed = vec![(Region::new("b"), Vector::of(Dot::new(Incarnation(9), of)))];
+        Delta {
+            dot,
+            prev,
+            keyspace: KeyspaceId(1),
+            shard: ShardId(0),
+            hlc: Hlc(0),
+            epoch: Epoch(0),
+            body: Body::Statement(Statement { absorbed }),
+        }
+    }
+
+    /// A disk lied: incarnation 1 had stated up to seq 14, its successor left it at 12 and has stated since. The lost statement
+    /// comes last, from a survivor, and took the place of the newer one: the region's tombstones then waited for ever, and
+    /// those of the others for word that the lost one had come.
+    #[test]
+    fn a_lost_branch_s_statement_does_not_replace_its_successor_s() {
+        let mut tree = IncarnationTree::new();
+        let row = |parent, left| Row { region: Region::new("c"), parent, left_at: vec![left] };
+        tree.insert(Incarnation(1), row(None, 0)).unwrap();
+        tree.insert(Incarnation(2), row(Some(Incarnation(1)), 12)).unwrap();
+        tree.insert(Incarnation(9), Row { region: Region::new("b"), parent: None, left_at: vec![0] }).unwrap();
+        let (c, lineage) = (Region::new("c"), tree.shard(ShardId(0)));
+        let (lost, newer) = (Dot::new(Incarnation(1), 14), Dot::new(Incarnation(2), 1));
+        let mut streams = Streams::new();
+        streams.absorb(&c, &statement(newer, None, 30), false, lineage);
+        assert!(streams.statement().is_none(), "a statement alone causes none");
+        streams.absorb(&c, &statement(lost, None, 5), false, lineage);
+        assert!(streams.has_absorbed(&c, &Region::new("a"), Dot::new(Incarnation(9), 30), lineage));
+        assert!(streams.statement().is_some(), "others may wait to hear that the lost one has come");
     }
 }
