@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use isle_model::{Admission, Delta, Hlc, KeyspaceId, Region, Vector, planted, write};
-use isle_store::{AppendError, Batch, LogPosition, ReadError, ShardWriter, StateChunk};
+use isle_store::{AppendError, Batch, CommitError, LogPosition, ReadError, ShardWriter, StateChunk};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 
 use crate::NodeError;
@@ -164,7 +164,11 @@ impl ShardLoop {
         drop(self.completions.send(completion));
     }
 
-    fn refusal(&self, error: AppendError) -> NodeError {
+    fn refusal(&self, error: CommitError) -> NodeError {
+        let error = match error {
+            CommitError::Spoiled { reason } => return NodeError::ReadFailed { reason },
+            CommitError::Append(error) => error,
+        };
         match error {
             AppendError::DiskFull => {
                 self.shared.counters.refused.add(1);

@@ -40,7 +40,7 @@ impl ShardWriter {
     pub fn begin(&mut self) -> Batch<'_> {
         let tree = self.store.tree();
         let work = Workspace::new(&self.store.memory, self.shard);
-        Batch { store: &self.store, work, tree, payloads: Vec::new(), bytes: 0 }
+        Batch { store: &self.store, work, tree, payloads: Vec::new(), bytes: 0, spoiled: None }
     }
 }
 
@@ -50,6 +50,17 @@ pub struct Batch<'a> {
     tree: Arc<IncarnationTree>,
     payloads: Vec<Bytes>,
     bytes: usize,
+    /// Why an operation stopped half-way: what it had changed by then cannot be told from what the others changed.
+    spoiled: Option<String>,
+}
+
+/// Nothing of the batch has taken effect, unless the append says otherwise.
+#[derive(Debug, thiserror::Error)]
+pub enum CommitError {
+    #[error(transparent)]
+    Append(#[from] AppendError),
+    #[error("reading what is stored failed in the middle of an operation, so that its batch is dropped: {reason}")]
+    Spoiled { reason: String },
 }
 
 impl Batch<'_> {
@@ -115,7 +126,8 @@ impl Batch<'_> {
         }
         let admission = self.work.streams(&self.store.memory, delta.keyspace).admit(origin, &delta, lineage);
         if admission == Admission::Apply {
-            self.work.delta(&self.store.memory, &self.tree, &delta, false)?;
+            let applied = self.work.delta(&self.store.memory, &self.tree, &delta, false);
+            self.whole(applied)?;
             self.push(entry(delta));
         }
         Ok(admission)
@@ -130,7 +142,8 @@ impl Batch<'_> {
         if record.is_empty() || !streams.may_forget(&record, holders, me, lineage) {
             return Ok(false);
         }
-        self.work.forget(&self.store.memory, keyspace, &key)?;
+        let forgotten = self.work.forget(&self.store.memory, keyspace, &key);
+        self.whole(forgotten)?;
         self.push(Entry::Forget { keyspace, shard: self.work.shard, key });
         Ok(true)
     }
@@ -144,7 +157,8 @@ impl Batch<'_> {
         if let Some(unknown) = all_known(lineage, of_records.chain(of_vectors)) {
             return Err(ReadError::UnknownIncarnation(Dot::new(unknown, 0)));
         }
-        self.work.state_chunk(&self.store.memory, &self.tree, &chunk)?;
+        let merged = self.work.state_chunk(&self.store.memory, &self.tree, &chunk);
+        self.whole(merged)?;
         self.store.memory.note_hlc(taken_at);
         self.push(Entry::StateChunk(chunk));
         Ok(())
@@ -162,8 +176,9 @@ impl Batch<'_> {
         self.push(Entry::StateDone { keyspace, shard: self.work.shard, cursors });
     }
 
+    /// Whether there is nothing to commit, and nothing that a commit would refuse.
     pub fn is_empty(&self) -> bool {
-        self.payloads.is_empty()
+        self.payloads.is_empty() && self.spoiled.is_none()
     }
 
     /// Bytes that the commit will append.
@@ -176,8 +191,19 @@ impl Batch<'_> {
     }
 
     /// Appends the whole batch in one write. On an error nothing has taken effect.
-    pub fn commit(self) -> Result<Unsynced, AppendError> {
-        self.store.commit(self.work, &self.payloads)
+    pub fn commit(self) -> Result<Unsynced, CommitError> {
+        match self.spoiled {
+            Some(reason) => Err(CommitError::Spoiled { reason }),
+            None => Ok(self.store.commit(self.work, &self.payloads)?),
+        }
+    }
+
+    /// Notes an operation that failed after it had changed something. What is refused beforehand changes nothing.
+    fn whole<T>(&mut self, result: Result<T, ReadError>) -> Result<T, ReadError> {
+        if let Err(error @ ReadError::View(_)) = &result {
+            self.spoiled.get_or_insert_with(|| error.to_string());
+        }
+        result
     }
 
     fn next_dot(&self) -> Dot {
@@ -187,7 +213,8 @@ impl Batch<'_> {
     fn own(&mut self, keyspace: KeyspaceId, hlc: Hlc, epoch: Epoch, body: Body) -> Result<Arc<Record>, ReadError> {
         let prev = self.streams(keyspace).last_own();
         let delta = Delta { dot: self.next_dot(), prev, keyspace, shard: self.work.shard, hlc, epoch, body };
-        let record = self.work.delta(&self.store.memory, &self.tree, &delta, true)?;
+        let applied = self.work.delta(&self.store.memory, &self.tree, &delta, true);
+        let record = self.whole(applied)?;
         self.store.memory.note_hlc(hlc);
         self.push(Entry::Delta(delta));
         Ok(record)
@@ -197,5 +224,71 @@ impl Batch<'_> {
         let payload = codec::encode_entry(&entry);
         self.bytes += payload.len();
         self.payloads.push(payload);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use isle_model::write::{Writer, plan};
+    use isle_model::{Incarnation, Mutation, Precondition, Value};
+
+    use super::*;
+    use crate::disk::MemoryDisk;
+    use crate::view_key::ViewKey;
+    use crate::{BootIdentity, StoreConfig, ViewPlace};
+
+    const KEYSPACE: KeyspaceId = KeyspaceId(1);
+
+    fn write_of(batch: &mut Batch<'_>, key: &Bytes, shard: ShardId) -> (Write, Stamp) {
+        let (tree, region) = (batch.tree(), Region::new("a"));
+        let stamp = batch.stamp(Hlc(1_000), Epoch::default());
+        let writer = Writer { region: &region, keyspace: KEYSPACE, stamp, lineage: tree.shard(shard) };
+        let put = Mutation::Put { value: Value::string("new") };
+        let current = batch.newest(KEYSPACE, key).unwrap();
+        (plan(key, &put, &Precondition::None, None, &current, writer).unwrap().unwrap(), stamp)
+    }
+
+    /// A state of two keys, of which the second cannot be read here: the first was changed by then, and was committed together
+    /// with a bystander's write of the same batch, without the log saying so.
+    #[test]
+    fn a_batch_with_an_operation_that_stopped_half_way_is_dropped_whole() {
+        let (boot_id, mount_id) = ("boot".to_owned(), "1".to_owned());
+        let config =
+            StoreConfig { region: Region::new("a"), shards: 1, overlay_drain_bytes: 1, ..StoreConfig::default() };
+        let disk = Arc::new(MemoryDisk::new());
+        let boot = BootIdentity { boot_id, mount_id };
+        let (store, mut writers, _) =
+            Store::open(config, disk, ViewPlace::Temporary, boot, Incarnation(1), &mut |_| ()).unwrap();
+        let (shard, [first, second, bystander]) = (ShardId(0), ["a", "b", "c"].map(Bytes::from));
+        let mut batch = writers[0].begin();
+        for key in [&first, &second] {
+            let (write, stamp) = write_of(&mut batch, key, shard);
+            batch.write(KEYSPACE, write, stamp).unwrap();
+        }
+        let end = batch.commit().unwrap().end;
+        assert!(store.sync().unwrap() >= end);
+        while store.maintain().unwrap() {}
+        store.memory.view.damage(&ViewKey::record(KEYSPACE, shard, &second));
+
+        let before = store.get(KEYSPACE, &first).unwrap();
+        let nothing = StateChunk {
+            keyspace: KEYSPACE,
+            shard,
+            start: Bytes::new(),
+            end: None,
+            absorbed: store.streams(KEYSPACE, shard).applied().clone().into_iter().collect(),
+            records: Vec::new(),
+            ledger: Vec::new(),
+            taken_at: Hlc(0),
+        };
+        let mut batch = writers[0].begin();
+        let (write, stamp) = write_of(&mut batch, &bystander, shard);
+        batch.write(KEYSPACE, write, stamp).unwrap();
+        assert!(matches!(batch.state_chunk(nothing, Hlc(2_000)), Err(ReadError::View(_))));
+        assert!(matches!(batch.commit(), Err(CommitError::Spoiled { .. })));
+        store.sync().unwrap();
+        assert_eq!(store.get(KEYSPACE, &first).unwrap(), before);
+        assert_eq!(store.get(KEYSPACE, &bystander).unwrap(), None);
     }
 }

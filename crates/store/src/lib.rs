@@ -31,7 +31,7 @@ mod threads;
 mod view;
 mod view_key;
 
-pub use batch::{Batch, ShardWriter, Unsynced};
+pub use batch::{Batch, CommitError, ShardWriter, Unsynced};
 pub use entry::{DeltaHead, Entry, StateChunk};
 pub use log::{AppendError, LogPosition, SyncError};
 pub use maintain::MaintainError;

@@ -146,6 +146,11 @@ impl View {
         Ok(())
     }
 
+    #[cfg(test)]
+    pub(crate) fn damage(&self, key: &ViewKey) {
+        self.records.insert(key.in_tree(), b"\xff\xff").expect("a temporary view takes inserts");
+    }
+
     /// sled's flush, and then a real sync of its file: sled 0.34 flushes by sync_file_range, which is not durable.
     pub(crate) fn flush(&self) -> Result<(), ViewError> {
         self.db.flush()?;

@@ -299,7 +299,7 @@ fn a_full_disk_refuses_writes_and_takes_them_again_when_there_is_space() {
         node.store.sync().unwrap();
         assert!(acked < 10_000, "the disk was never full");
     };
-    assert!(matches!(refused, isle_store::AppendError::DiskFull), "{refused}");
+    assert!(matches!(refused, isle_store::CommitError::Append(isle_store::AppendError::DiskFull)), "{refused}");
     assert_eq!(node.all().len(), acked, "reads go on");
     disk.set_capacity(None);
     let _ = node.put(b"again", "v");
@@ -528,7 +528,10 @@ fn below_the_reserve_every_write_is_refused_until_there_is_space() {
     node.store.maintain().unwrap();
     let mut batch = node.writers[0].begin();
     batch.state_done(KS, Vec::new());
-    assert!(matches!(batch.commit(), Err(isle_store::AppendError::DiskFull)), "a peer's batch is refused as well");
+    assert!(
+        matches!(batch.commit(), Err(isle_store::CommitError::Append(isle_store::AppendError::DiskFull))),
+        "a peer's batch is refused as well"
+    );
     assert_eq!(node.get(b"before").as_deref(), Some("v"), "reads go on");
     disk.set_capacity(None);
     node.store.maintain().unwrap();
