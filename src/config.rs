@@ -70,6 +70,7 @@ pub struct StoreLimits {
     pub overlay_bytes_max: u64,
     pub view_cache_bytes: u64,
     pub checkpoint_log_bytes: u64,
+    pub disk_reserve_bytes: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -141,6 +142,8 @@ impl Default for StoreLimits {
             overlay_bytes_max: 256 << 20,
             view_cache_bytes: 64 << 20,
             checkpoint_log_bytes: 256 << 20,
+            // A segment: what is prepared ahead of a burst must not be what fills the disk.
+            disk_reserve_bytes: 64 << 20,
         }
     }
 }

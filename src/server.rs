@@ -407,6 +407,7 @@ fn store_config(config: &Config) -> StoreConfig {
         overlay_drain_bytes: default.overlay_drain_bytes.min(overlay_bytes_max / 2),
         view_cache_bytes: config.store.view_cache_bytes,
         checkpoint_log_bytes: config.store.checkpoint_log_bytes,
+        disk_reserve_bytes: config.store.disk_reserve_bytes,
         // The log is trimmed below both, so that a rarer flush would undo a smaller checkpoint distance.
         flush_log_bytes: default.flush_log_bytes.min(config.store.checkpoint_log_bytes),
         ..default

@@ -59,6 +59,7 @@ keys! {
     "store.overlay_bytes_max" = "256MiB", "newest records in memory" => |c, text| c.store.overlay_bytes_max, size(text);
     "store.view_cache_bytes" = "64MiB", "sled's page cache" => |c, text| c.store.view_cache_bytes, size(text);
     "store.checkpoint_log_bytes" = "256MiB", "log between two checkpoints" => |c, text| c.store.checkpoint_log_bytes, size(text);
+    "store.disk_reserve_bytes" = "64MiB", "writes are refused while the disk has less free space" => |c, text| c.store.disk_reserve_bytes, size(text);
 }
 
 /// Every setting, a line each, for `isle serve --help`.
