@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use isle_model::{Incarnation, KeyspaceId, Region as RegionName, TokenKey};
+use isle_node::peer::Connector;
 use isle_node::{Clock, Keyspace, Node, NodeConfig, NodeState, Parts, PeerConfig, StartError, SyncDriver, SystemClock};
 use isle_proto::v1::cluster_server::ClusterServer;
 use isle_proto::v1::dev_links_server::DevLinksServer;
@@ -96,7 +97,8 @@ impl Storage {
 /// What differs between production and simulation.
 pub struct Seams {
     pub storage: Storage,
-    pub dialer: Arc<dyn Dial>,
+    /// Dials the other regions.
+    pub connector: Arc<dyn Connector>,
     pub clock: Arc<dyn Clock>,
     /// Of this run; never used before.
     pub incarnation: Incarnation,
@@ -105,10 +107,10 @@ pub struct Seams {
 }
 
 impl Seams {
-    pub fn production(storage: Storage, dialer: Arc<dyn Dial>) -> Seams {
+    pub fn production(config: &Config, storage: Storage, dialer: Arc<dyn Dial>) -> Seams {
         Seams {
             storage,
-            dialer,
+            connector: Arc::new(TonicConnector::new(dialer, identity(config))),
             clock: Arc::new(SystemClock::new()),
             incarnation: boot::incarnation(),
             seed: boot::seed(),
@@ -137,25 +139,23 @@ pub fn open(
     let Storage { disk, place, boot } = seams.storage;
     let cluster_key = cluster_key(config)?;
     let (store, writers, report) = Store::open(store_config(config), disk, place, boot, seams.incarnation, progress)?;
-    let identity = Identity { cluster: config.cluster.clone(), region: RegionName::new(&config.region) };
-    let parts = Parts {
-        store,
-        writers,
-        clock: seams.clock,
-        connector: Arc::new(TonicConnector::new(seams.dialer, identity.clone())),
-        seed: seams.seed,
-        sync: seams.sync,
-    };
+    let parts =
+        Parts { store, writers, clock: seams.clock, connector: seams.connector, seed: seams.seed, sync: seams.sync };
     let node = Node::start(node_config(config, cluster_key), parts)?;
     let region = Region {
         node,
         facts: Arc::new(Facts::of(config)),
-        identity,
+        identity: identity(config),
         pages: PageKey::new(cluster_key),
         requests_max: config.limits.requests_max,
         links: None,
     };
     Ok((region, report))
+}
+
+/// Who a node is to the others.
+pub fn identity(config: &Config) -> Identity {
+    Identity { cluster: config.cluster.clone(), region: RegionName::new(&config.region) }
 }
 
 type ClientRouter = Router<Stack<ServiceLayers, NoLayer>>;
@@ -304,7 +304,7 @@ pub async fn run(
     serving: impl FnOnce(&Arc<Node>),
 ) -> Result<(), ServerError> {
     let (client, peer, dialer) = secured(config, ports.client, ports.peer)?;
-    let seams = Seams::production(Storage::directory(&config.data_dir)?, dialer);
+    let seams = Seams::production(config, Storage::directory(&config.data_dir)?, dialer);
     let (region, report) = open(config, seams, &mut log_progress())?;
     log_recovery(config, &report);
     let region = Arc::new(match links {

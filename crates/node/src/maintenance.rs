@@ -20,8 +20,7 @@ use crate::shared::{Shared, StreamKey};
 
 const PULSE: Duration = Duration::from_millis(100);
 const TOMBSTONES_A_ROUND: usize = 512;
-/// Simulation: the longest an append waits for its fsync, and how often the storage is maintained.
-const SYNC_DELAY_MAX: Duration = Duration::from_millis(2);
+/// Simulation: how often the storage is maintained.
 const MAINTAIN_EVERY: Duration = Duration::from_millis(20);
 const MAINTAIN_STEPS_MAX: usize = 64;
 
@@ -191,7 +190,12 @@ fn floor(shared: &Shared) -> isle_store::LogPosition {
 }
 
 /// Simulation: syncs what is appended, some random while after.
-pub(crate) async fn sync_by_task(shared: Arc<Shared>, mut rng: StdRng, mut stop: watch::Receiver<bool>) {
+pub(crate) async fn sync_by_task(
+    shared: Arc<Shared>,
+    delay_max: Duration,
+    mut rng: StdRng,
+    mut stop: watch::Receiver<bool>,
+) {
     loop {
         tokio::select! {
             biased;
@@ -199,7 +203,7 @@ pub(crate) async fn sync_by_task(shared: Arc<Shared>, mut rng: StdRng, mut stop:
             _ = stop.wait_for(|stop| *stop) => return,
         }
         while shared.store.appended() > shared.store.durable() {
-            tokio::time::sleep(rng.random_range(Duration::ZERO..=SYNC_DELAY_MAX)).await;
+            tokio::time::sleep(rng.random_range(Duration::ZERO..=delay_max)).await;
             match shared.store.sync() {
                 Ok(durable) => shared.durability.reached(durable),
                 Err(error) => {

@@ -48,8 +48,8 @@ const OUTGOING_MAX: usize = 8;
 pub enum SyncDriver {
     /// Production: the storage's own threads.
     Threads,
-    /// Simulation: tasks, with an awaited random delay between append and fsync. No thread is started.
-    Task,
+    /// Simulation: tasks, with an awaited random delay, up to this, between append and fsync. No thread is started.
+    Task { delay_max: Duration },
 }
 
 /// What a node is made of.
@@ -555,9 +555,9 @@ impl Tasks {
                 let threads = shared.store.start_threads(on_durable, on_failed);
                 self.threads = Some(threads.map_err(|error| StartError::Threads(error.to_string()))?);
             }
-            SyncDriver::Task => {
-                let rng = rng_of(seed, "sync");
-                self.sync.spawn(maintenance::sync_by_task(shared.clone(), rng, self.stop_sync.subscribe()));
+            SyncDriver::Task { delay_max } => {
+                let (rng, stop) = (rng_of(seed, "sync"), self.stop_sync.subscribe());
+                self.sync.spawn(maintenance::sync_by_task(shared.clone(), delay_max, rng, stop));
                 self.sync.spawn(maintenance::maintain_by_task(shared.clone(), self.stop_sync.subscribe()));
             }
         }

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use isle::config::{self, Config};
+use isle::peer_client::TonicConnector;
 use isle::server::{self, Seams, Storage};
 use isle_model::Incarnation;
 use isle_node::{Clock, Node, SyncDriver};
@@ -306,11 +307,14 @@ impl Site {
         let identity = BootIdentity { boot_id: format!("boot {}", boot.starts), mount_id: String::new() };
         Seams {
             storage: Storage { disk: Arc::new(boot.disk.clone()), place: ViewPlace::Temporary, boot: identity },
-            dialer: Arc::new(Dialler),
+            connector: Arc::new(TonicConnector::new(
+                Arc::new(Dialler),
+                server::identity(&config(self.index, &self.tuning)),
+            )),
             clock: self.clock.clone(),
             incarnation: boot.incarnation,
             seed: boot.chance,
-            sync: SyncDriver::Task,
+            sync: SyncDriver::Task { delay_max: Duration::from_millis(2) },
         }
     }
 
