@@ -8,11 +8,12 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use isle_model::IncarnationTree;
 
 use crate::codec::{self, DecodeError};
 use crate::disk::{Disk, DiskFile, OpenMode};
 use crate::log::LogPosition;
-use crate::meta::Meta;
+use crate::meta::{Manifest, Meta};
 use crate::overlay::Item;
 use crate::view_key::ViewKey;
 
@@ -111,8 +112,15 @@ impl CheckpointWriter {
         Ok(())
     }
 
-    pub(crate) fn finish(mut self, disk: &dyn Disk) -> Result<LogPosition, CheckpointError> {
-        self.frame(&codec::encode_checkpoint_manifest(self.chunks, self.items))?;
+    /// `durable` and `tree` are of after the last item was read.
+    pub(crate) fn finish(
+        mut self,
+        disk: &dyn Disk,
+        durable: LogPosition,
+        tree: IncarnationTree,
+    ) -> Result<LogPosition, CheckpointError> {
+        let manifest = Manifest { chunks: self.chunks, items: self.items, durable, tree };
+        self.frame(&codec::encode_checkpoint_manifest(&manifest))?;
         self.file.sync_all().map_err(|source| self.io(source))?;
         disk.rename(&self.aside, &name_of(self.position)).map_err(|source| self.io(source))?;
         disk.sync_dir(DIRECTORY).map_err(|source| self.io(source))?;
@@ -140,12 +148,19 @@ impl CheckpointWriter {
     }
 }
 
+/// What a checkpoint says beside its items.
+pub(crate) struct Loaded {
+    /// As of its position, but for the tree, which has every incarnation that the items name.
+    pub(crate) meta: Meta,
+    pub(crate) durable: LogPosition,
+}
+
 /// Reads a checkpoint from end to end; `take` gets its items in key order. Bounded memory: a chunk at a time.
 pub(crate) fn load<E: From<CheckpointError>>(
     disk: &dyn Disk,
     position: LogPosition,
     mut take: impl FnMut(ViewKey, Item) -> Result<(), E>,
-) -> Result<Meta, E> {
+) -> Result<Loaded, E> {
     let mut reader = Reader::open(disk, position)?;
     let (at, header) = reader.frame()?;
     let meta = codec::decode_checkpoint_header(header).map_err(|source| reader.decode(at, source))?;
@@ -154,8 +169,8 @@ pub(crate) fn load<E: From<CheckpointError>>(
         let (at, payload) = reader.frame()?;
         if reader.is_at_end() {
             let manifest = codec::decode_checkpoint_manifest(payload).map_err(|source| reader.decode(at, source))?;
-            return match manifest == (chunks, items) {
-                true => Ok(meta),
+            return match (manifest.chunks, manifest.items) == (chunks, items) {
+                true => reader.finish(at, meta, manifest).map_err(E::from),
                 false => Err(CheckpointError::Cut { name: reader.name, at }.into()),
             };
         }
@@ -222,6 +237,14 @@ impl Reader {
             return Err(damaged());
         }
         zstd::bulk::decompress(packed, length).map(Bytes::from).map_err(|_| damaged())
+    }
+
+    fn finish(&self, at: u64, mut meta: Meta, manifest: Manifest) -> Result<Loaded, CheckpointError> {
+        for (incarnation, row) in manifest.tree.rows() {
+            let fits = meta.tree.insert(incarnation, row.clone());
+            fits.map_err(|_| self.decode(at, DecodeError::Part("incarnation row")))?;
+        }
+        Ok(Loaded { meta, durable: manifest.durable })
     }
 
     fn decode(&self, at: u64, source: DecodeError) -> CheckpointError {

@@ -5,8 +5,7 @@ use std::collections::BTreeMap;
 use bytes::{Buf, Bytes};
 use isle_model::limits::KEY_BYTES_MAX;
 use isle_model::{
-    Delta, Dot, Hlc, Incarnation, IncarnationTree, KeyspaceId, LedgerEntry, Record, Region, Row, ShardId, Streams,
-    Vector,
+    Delta, Dot, Hlc, Incarnation, IncarnationTree, KeyspaceId, LedgerEntry, Record, Region, ShardId, Streams, Vector,
 };
 use isle_proto::convert::{self, Unsound};
 use isle_proto::storage as s;
@@ -14,7 +13,7 @@ use prost::Message;
 
 use crate::entry::{DeltaHead, Entry, StateChunk};
 use crate::log::LogPosition;
-use crate::meta::{Meta, Transfers, ViewMark};
+use crate::meta::{Manifest, Meta, Transfers, ViewMark};
 use crate::overlay::Item;
 use crate::view_key::{LEDGER, RECORDS, ViewKey};
 
@@ -234,11 +233,7 @@ fn to_transfers(from: s::TransferState) -> Result<((KeyspaceId, ShardId), Transf
 }
 
 fn to_meta(from: s::Meta) -> Result<Meta, DecodeError> {
-    let mut tree = IncarnationTree::new();
-    for (incarnation, row) in convert::to_rows(from.rows)? {
-        let row: Row = row;
-        tree.insert(incarnation, row).map_err(|_| DecodeError::Part("incarnation row"))?;
-    }
+    let tree = to_tree(from.rows)?;
     let shards = from.last_seqs.len();
     let named = from.streams.iter().map(|streams| streams.shard).chain(from.transfers.iter().map(|left| left.shard));
     if named.into_iter().any(|shard| shard as usize >= shards) {
@@ -273,18 +268,27 @@ fn to_streams(from: s::StreamState) -> Result<((KeyspaceId, ShardId), Streams), 
 pub fn encode_view_mark(mark: &ViewMark) -> Bytes {
     let meta = meta(&mark.meta);
     let meta_crc = crc32fast::hash(&meta.encode_to_vec());
-    bytes_of(&s::ViewMark {
+    let mut stored = s::ViewMark {
         generation: mark.generation,
         boot_id: mark.boot_id.clone(),
         mount_id: mark.mount_id.clone(),
         clean: mark.clean,
         meta: Some(meta),
         meta_crc,
-    })
+        seal: mark.seal,
+        crc: 0,
+    };
+    if mark.seal > 0 {
+        stored.crc = crc32fast::hash(&stored.encode_to_vec());
+    }
+    bytes_of(&stored)
 }
 
+/// A mark whose own checksum fails keeps its meta, which has another, and vouches for no view.
 pub fn decode_view_mark(bytes: Bytes) -> Result<ViewMark, DecodeError> {
-    let mark = s::ViewMark::decode(bytes)?;
+    let mut mark = s::ViewMark::decode(bytes)?;
+    let crc = std::mem::take(&mut mark.crc);
+    let is_sound = crc32fast::hash(&mark.encode_to_vec()) == crc;
     let meta = mark.meta.ok_or(DecodeError::Part("meta"))?;
     if crc32fast::hash(&meta.encode_to_vec()) != mark.meta_crc {
         return Err(DecodeError::Part("meta's checksum"));
@@ -294,6 +298,7 @@ pub fn decode_view_mark(bytes: Bytes) -> Result<ViewMark, DecodeError> {
         boot_id: mark.boot_id,
         mount_id: mark.mount_id,
         clean: mark.clean,
+        seal: if is_sound { mark.seal } else { 0 },
         meta: to_meta(meta)?,
     })
 }
@@ -337,13 +342,27 @@ pub(crate) fn decode_checkpoint_chunk(bytes: Bytes) -> Result<Vec<(ViewKey, Item
     s::CheckpointChunk::decode(bytes)?.items.into_iter().map(one).collect()
 }
 
-pub(crate) fn encode_checkpoint_manifest(chunks: u64, items: u64) -> Bytes {
-    bytes_of(&s::CheckpointManifest { chunks, items })
+pub(crate) fn encode_checkpoint_manifest(manifest: &Manifest) -> Bytes {
+    bytes_of(&s::CheckpointManifest {
+        chunks: manifest.chunks,
+        items: manifest.items,
+        durable: manifest.durable.0,
+        rows: manifest.tree.rows().map(|(incarnation, row)| convert::row(incarnation, row)).collect(),
+    })
 }
 
-pub(crate) fn decode_checkpoint_manifest(bytes: Bytes) -> Result<(u64, u64), DecodeError> {
+pub(crate) fn decode_checkpoint_manifest(bytes: Bytes) -> Result<Manifest, DecodeError> {
     let manifest = s::CheckpointManifest::decode(bytes)?;
-    Ok((manifest.chunks, manifest.items))
+    let (chunks, items, durable) = (manifest.chunks, manifest.items, LogPosition(manifest.durable));
+    Ok(Manifest { chunks, items, durable, tree: to_tree(manifest.rows)? })
+}
+
+fn to_tree(rows: Vec<s::IncarnationRow>) -> Result<IncarnationTree, DecodeError> {
+    let mut tree = IncarnationTree::new();
+    for (incarnation, row) in convert::to_rows(rows)? {
+        tree.insert(incarnation, row).map_err(|_| DecodeError::Part("incarnation row"))?;
+    }
+    Ok(tree)
 }
 
 #[cfg(test)]

@@ -47,6 +47,9 @@ pub(crate) struct Maintenance {
     pub(crate) view_position: LogPosition,
     /// What the mark says.
     marked: Meta,
+    seal: u64,
+    /// A failed view is marked as such.
+    given_up: bool,
     /// The newest checkpoint; nothing may be trimmed above it.
     pub(crate) checkpoint_position: LogPosition,
     /// Nothing is written any more: the mark calls the view clean.
@@ -76,6 +79,8 @@ impl Maintenance {
             mount_id: mark.mount_id,
             view_position: mark.meta.position,
             marked: mark.meta,
+            seal: mark.seal,
+            given_up: false,
             checkpoint_position,
             closed: false,
             pass: None,
@@ -105,7 +110,8 @@ impl Store {
         if let Err(error) = self.log.prepare_next() {
             tracing::debug!(%error, "the next log segment is not ready");
         }
-        if self.view_failed.get().is_some() {
+        if let Some(reason) = self.view_failure() {
+            self.give_view_up(&mut state, reason);
             return Ok(false);
         }
         let done = self.step(&mut state);
@@ -114,16 +120,23 @@ impl Store {
 
     /// After an error of its own the view is not written any more, and not trusted at the next start.
     fn watch_view<T>(&self, state: &mut Maintenance, done: Result<T, MaintainError>) -> Result<T, MaintainError> {
-        if let Err(MaintainError::View(error)) = &done {
-            let _ = self.view_failed.set(error.to_string());
-            state.pass = None;
-            self.abandon_checkpoint(state);
-            state.boot_id.clear();
-            if let Err(error) = self.mark_view(state, &state.marked, false) {
-                tracing::error!(%error, "the view has failed, and that cannot be marked");
-            }
+        if let Some(reason) = self.view_failure() {
+            self.give_view_up(state, reason);
         }
         done
+    }
+
+    fn give_view_up(&self, state: &mut Maintenance, reason: &str) {
+        if std::mem::replace(&mut state.given_up, true) {
+            return;
+        }
+        state.pass = None;
+        self.abandon_checkpoint(state);
+        state.boot_id.clear();
+        state.seal = 0;
+        if let Err(error) = self.mark_view(state, &state.marked, false) {
+            tracing::error!(%reason, %error, "the view has failed, and that cannot be marked");
+        }
     }
 
     fn abandon_checkpoint(&self, state: &mut Maintenance) {
@@ -240,7 +253,7 @@ impl Store {
 
     /// Flushes the view, syncs its file, and marks how far it holds.
     fn view_flush(&self, state: &mut Maintenance, meta: &Meta) -> Result<(), MaintainError> {
-        self.memory.view.flush()?;
+        state.seal = self.memory.view.flush()?;
         self.mark_view(state, meta, false)?;
         state.view_position = meta.position;
         state.marked = meta.clone();
@@ -253,6 +266,7 @@ impl Store {
             boot_id: state.boot_id.clone(),
             mount_id: state.mount_id.clone(),
             clean,
+            seal: state.seal,
             meta: meta.clone(),
         };
         self.disk.write_atomic(VIEW_FILE, &codec::encode_view_mark(&mark)).map_err(MaintainError::Mark)
@@ -266,7 +280,9 @@ impl Store {
             return self.give_up_on_error(state, written);
         }
         let Some(writer) = state.checkpoint.take() else { return Ok(()) };
-        let position = writer.finish(self.disk.as_ref())?;
+        // Both are asked for now that the last item is read: they cover all that the items are of.
+        let tree = IncarnationTree::clone(&self.tree());
+        let position = writer.finish(self.disk.as_ref(), self.durable(), tree)?;
         state.checkpoint_position = position;
         checkpoint::remove_others(self.disk.as_ref(), position)?;
         Ok(())
@@ -340,13 +356,13 @@ impl Store {
 
     /// A view that has failed, or has no space, is left as it is marked: the next start replays the log, or rebuilds it.
     fn close_view(&self, state: &mut Maintenance) -> Result<(), MaintainError> {
-        if self.view_failed.get().is_some() || self.short_of_space.load(Ordering::Relaxed) {
+        if self.view_failure().is_some() || self.short_of_space.load(Ordering::Relaxed) {
             return Ok(());
         }
         let meta = self.published_meta();
         let mut pass = Pass { meta: meta.clone(), shard: 0, after: None };
         while !self.drain_some(state, &mut pass)? {}
-        self.memory.view.flush()?;
+        state.seal = self.memory.view.flush()?;
         self.mark_view(state, &meta, true)?;
         state.view_position = meta.position;
         state.marked = meta;

@@ -87,5 +87,18 @@ pub struct ViewMark {
     pub boot_id: String,
     pub mount_id: String,
     pub clean: bool,
+    /// What the view's last flush was sealed by; 0 in a mark that vouches for its meta alone.
+    pub seal: u64,
     pub meta: Meta,
+}
+
+/// What stands last in a checkpoint.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Manifest {
+    pub chunks: u64,
+    pub items: u64,
+    /// Nothing in the checkpoint is of after it.
+    pub durable: LogPosition,
+    /// Every incarnation that the checkpoint names.
+    pub tree: IncarnationTree,
 }

@@ -155,7 +155,6 @@ impl Store {
             maintenance: Mutex::new(Maintenance::new(start.mark, start.checkpoint)),
             sync_thread: OnceLock::new(),
             short_of_space: AtomicBool::new(false),
-            view_failed: OnceLock::new(),
             _lock: lock,
             config,
             log,
@@ -235,7 +234,7 @@ fn choose_view(
     let known_durable = old.as_ref().map_or(newest, |mark| mark.meta.position.max(newest));
     if let Some(mark) = &old {
         match distrust(mark, place, boot) {
-            None => match View::open(place, mark.generation, config.view_cache_bytes) {
+            None => match open_sealed(place, mark, config) {
                 Ok(view) => {
                     report.view_reused = true;
                     let mark = ViewMark { clean: false, ..owned_by(mark.clone(), boot) };
@@ -244,8 +243,11 @@ fn choose_view(
                     return Ok(Start { view, mark, known_durable, checkpoint: newest });
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "the view does not open and is built anew");
-                    report.view_distrusted = Some("it does not open");
+                    tracing::error!(%error, "the view is damaged and built anew");
+                    report.view_distrusted = Some(match error {
+                        ViewError::Unsealed { .. } => "it has lost what was flushed into it",
+                        _ => "it does not open",
+                    });
                 }
             },
             why => report.view_distrusted = why,
@@ -255,18 +257,24 @@ fn choose_view(
         write_mark(disk, &ViewMark { clean: false, ..owned_by(mark.clone(), &nobody) })?;
     }
     let generation = old.as_ref().map_or(0, |mark| mark.generation);
-    let (generation, view, mut meta, checkpoint) =
+    let Built { generation, view, mut meta, checkpoint, durable } =
         build_view(config, disk, place, generation, &checkpoints, report, progress)?;
-    // The checkpoint may hold what came after its header, and names rows that only the mark knows.
+    // An older checkpoint may name incarnations that only the mark knows.
     for (incarnation, row) in old.iter().flat_map(|mark| mark.meta.tree.rows()) {
         meta.tree.insert(incarnation, row.clone()).map_err(|conflict| OpenError::Row(conflict.to_string()))?;
     }
     // Only what is flushed is marked.
-    view.flush()?;
-    let mark = ViewMark { generation, boot_id: String::new(), mount_id: String::new(), clean: false, meta };
+    let seal = view.flush()?;
+    let mark = ViewMark { generation, boot_id: String::new(), mount_id: String::new(), clean: false, seal, meta };
     let mark = owned_by(mark, boot);
     write_mark(disk, &mark)?;
-    Ok(Start { view, mark, known_durable, checkpoint })
+    Ok(Start { view, mark, known_durable: known_durable.max(durable), checkpoint })
+}
+
+fn open_sealed(place: &ViewPlace, mark: &ViewMark, config: &StoreConfig) -> Result<View, ViewError> {
+    let view = View::open(place, mark.generation, config.view_cache_bytes)?;
+    view.check_sealed(mark.seal)?;
+    Ok(view)
 }
 
 fn owned_by(mark: ViewMark, boot: &BootIdentity) -> ViewMark {
@@ -275,6 +283,16 @@ fn owned_by(mark: ViewMark, boot: &BootIdentity) -> ViewMark {
 
 fn write_mark(disk: &dyn Disk, mark: &ViewMark) -> std::io::Result<()> {
     disk.write_atomic(VIEW_FILE, &codec::encode_view_mark(mark))
+}
+
+/// A new generation of the view, and what it was built from.
+struct Built {
+    generation: u64,
+    view: View,
+    meta: Meta,
+    checkpoint: LogPosition,
+    /// Known from the checkpoint.
+    durable: LogPosition,
 }
 
 /// A new generation from the newest checkpoint that is sound; from nothing, if there is none.
@@ -286,7 +304,7 @@ fn build_view(
     checkpoints: &[LogPosition],
     report: &mut RecoveryReport,
     progress: &mut dyn FnMut(Progress),
-) -> Result<(u64, View, Meta, LogPosition), OpenError> {
+) -> Result<Built, OpenError> {
     for position in checkpoints.iter().rev() {
         generation += 1;
         remove_views(place)?;
@@ -300,9 +318,10 @@ fn build_view(
             view.put(&key, &item).map_err(OpenError::from)
         });
         match loaded {
-            Ok(meta) => {
+            Ok(loaded) => {
                 report.checkpoint_items = items;
-                return Ok((generation, view, meta, *position));
+                let (meta, durable) = (loaded.meta, loaded.durable);
+                return Ok(Built { generation, view, meta, checkpoint: *position, durable });
             }
             Err(OpenError::Checkpoint(error)) if error.is_damage() => {
                 tracing::error!(%error, "a checkpoint is passed over");
@@ -314,7 +333,8 @@ fn build_view(
     generation += 1;
     remove_views(place)?;
     let view = View::open(place, generation, config.view_cache_bytes)?;
-    Ok((generation, view, Meta::empty(config.shards), LogPosition::default()))
+    let (meta, none) = (Meta::empty(config.shards), LogPosition::ZERO);
+    Ok(Built { generation, view, meta, checkpoint: none, durable: none })
 }
 
 /// The view's mark. One that does not decode is as good as none: the view is built anew.
@@ -338,7 +358,10 @@ fn distrust(mark: &ViewMark, place: &ViewPlace, boot: &BootIdentity) -> Option<&
     if !directory_of(root, mark.generation).join("db").exists() {
         return Some("its directory is gone");
     }
-    if mark.boot_id.is_empty() && !mark.clean {
+    if mark.seal == 0 && !mark.boot_id.is_empty() {
+        return Some("its mark is damaged, or of an earlier version");
+    }
+    if mark.seal == 0 || (mark.boot_id.is_empty() && !mark.clean) {
         return Some("it failed, or was about to be removed");
     }
     match (mark.clean, mark.boot_id == boot.boot_id, mark.mount_id == boot.mount_id) {

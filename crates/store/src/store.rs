@@ -167,8 +167,6 @@ pub struct Store {
     pub(crate) sync_thread: OnceLock<Weak<SyncThread>>,
     /// Free space is below the reserve: writes are refused until it is not.
     pub(crate) short_of_space: AtomicBool,
-    /// Why the view takes nothing more, if so. It stays so: sled latches its errors, and the next start rebuilds the view.
-    pub(crate) view_failed: OnceLock<String>,
     pub(crate) _lock: Option<std::fs::File>,
 }
 
@@ -246,7 +244,7 @@ impl Store {
         if self.short_of_space.load(Ordering::Relaxed) {
             return Err(AppendError::DiskFull);
         }
-        if let Some(reason) = self.view_failed.get().filter(|_| self.is_overlay_over()) {
+        if let Some(reason) = self.view_failure().filter(|_| self.is_overlay_over()) {
             // Nobody will ever make room: the memory must not grow without bound.
             let reason =
                 format!("nothing can be drained into the view, which is built anew at the next start: {reason}");
@@ -298,7 +296,12 @@ impl Store {
     /// Whether writers should wait for the overlay to be drained. Where nothing will be drained any more, commits are
     /// refused instead.
     pub fn overlay_full(&self) -> bool {
-        self.is_overlay_over() && self.view_failed.get().is_none()
+        self.is_overlay_over() && self.view_failure().is_none()
+    }
+
+    /// Why the view takes nothing more, if so. It stays so: sled latches its errors, and the next start rebuilds the view.
+    pub fn view_failure(&self) -> Option<&str> {
+        self.memory.view.fault()
     }
 
     fn is_overlay_over(&self) -> bool {
@@ -533,7 +536,7 @@ impl Store {
             view_bytes: self.memory.view.bytes(),
             checkpoint_position: maintenance.checkpoint_position,
             view_position: maintenance.view_position,
-            view_failed: self.view_failed.get().cloned(),
+            view_failed: self.view_failure().map(str::to_owned),
         }
     }
 

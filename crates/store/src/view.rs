@@ -2,10 +2,21 @@
 //!
 //! The view is thrown away and rebuilt whenever its disk may not hold what it should; nothing here is a promise. It is
 //! filled by single inserts in key order: batches cost more (the measurements are in the design's facts).
+//!
+//! sled takes a damaged log of its own for a torn one: it opens without a word and shows what was there before. So every
+//! flush is sealed by a number that is written last, and that the view's mark knows: where it is missing, so may be
+//! anything. Each value carries a checksum over its key and itself, and whatever sled panics at is an error here.
+//!
+//! ```text
+//! value   encoded record or ledger entry | crc32 of tree, key and encoding, u32 LE
+//! seal    number, u64 LE | crc32
+//! ```
 
 use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use isle_model::{LedgerEntry, Record};
@@ -31,15 +42,68 @@ pub enum ViewError {
     Sync(#[from] std::io::Error),
     #[error("the view holds an entry that does not decode: {0}")]
     Decode(#[from] DecodeError),
+    #[error("the view's entry of a key fails its checksum ({} bytes)", .bytes)]
+    Checksum { bytes: usize },
+    #[error("the view does not hold what its mark says was flushed (seal {found} of {marked})")]
+    Unsealed { found: u64, marked: u64 },
+    #[error("the view's storage gave up: {0}")]
+    Panicked(String),
+    /// It is not asked again: after a panic inside nobody knows what it holds locked.
+    #[error("the view has failed before: {0}")]
+    Failed(String),
 }
 
 pub(crate) struct View {
+    /// `None` only while it is dropped.
+    trees: Option<Trees>,
+    directory: Option<PathBuf>,
+    /// The number that the last flush was sealed by.
+    seal: AtomicU64,
+    faults: Arc<Faults>,
+}
+
+struct Trees {
     db: sled::Db,
     records: sled::Tree,
     tombstones: sled::Tree,
     ledger: sled::Tree,
-    directory: Option<PathBuf>,
+    seals: sled::Tree,
 }
+
+/// What went wrong with a view, for good: it is built anew at the next start.
+#[derive(Default)]
+struct Faults {
+    first: OnceLock<String>,
+    panicked: AtomicBool,
+}
+
+impl Faults {
+    /// Runs what asks sled, and remembers the first thing that goes wrong.
+    fn watch<T>(&self, ask: impl FnOnce() -> Result<T, ViewError>) -> Result<T, ViewError> {
+        if self.panicked.load(Ordering::Acquire) {
+            return Err(ViewError::Failed(self.first.get().cloned().unwrap_or_default()));
+        }
+        let done = catch(ask);
+        if let Err(error) = &done {
+            self.panicked.fetch_or(matches!(error, ViewError::Panicked(_)), Ordering::AcqRel);
+            if self.first.set(error.to_string()).is_ok() {
+                tracing::error!(%error, "the view is damaged, and built anew at the next start");
+            }
+        }
+        done
+    }
+}
+
+fn catch<T>(ask: impl FnOnce() -> Result<T, ViewError>) -> Result<T, ViewError> {
+    catch_unwind(AssertUnwindSafe(ask)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        Err(ViewError::Panicked(text.unwrap_or_default()))
+    })
+}
+
+const SEAL: &[u8] = b"seal";
+const CRC_BYTES: usize = 4;
 
 pub(crate) fn directory_of(root: &Path, generation: u64) -> PathBuf {
     root.join(format!("view-{generation}"))
@@ -47,36 +111,52 @@ pub(crate) fn directory_of(root: &Path, generation: u64) -> PathBuf {
 
 impl View {
     pub(crate) fn open(place: &ViewPlace, generation: u64, cache_bytes: u64) -> Result<View, ViewError> {
-        let config = sled::Config::default().flush_every_ms(None).cache_capacity(cache_bytes);
-        let (config, directory) = match place {
-            ViewPlace::Directory(root) => {
-                let directory = directory_of(root, generation);
-                (config.path(&directory), Some(directory))
-            }
-            ViewPlace::Temporary => (config.temporary(true), None),
+        let directory = match place {
+            ViewPlace::Directory(root) => Some(directory_of(root, generation)),
+            ViewPlace::Temporary => None,
         };
-        let db = config.open()?;
-        Ok(View {
-            records: db.open_tree("records")?,
-            tombstones: db.open_tree("tombstones")?,
-            ledger: db.open_tree("ledger")?,
-            db,
-            directory,
-        })
+        let trees = catch(|| Trees::open(directory.as_deref(), cache_bytes))?;
+        let view = View { trees: Some(trees), directory, seal: AtomicU64::new(0), faults: Arc::default() };
+        let seal = view.faults.watch(|| view.trees().seal())?;
+        view.seal.store(seal, Ordering::Release);
+        Ok(view)
+    }
+
+    fn trees(&self) -> &Trees {
+        self.trees.as_ref().expect("only drop takes it")
+    }
+
+    /// Checks that what was flushed is still there: everything that was written before the seal of that number.
+    pub(crate) fn check_sealed(&self, marked: u64) -> Result<(), ViewError> {
+        let found = self.seal.load(Ordering::Acquire);
+        if marked > 0 && found >= marked { Ok(()) } else { Err(ViewError::Unsealed { found, marked }) }
+    }
+
+    /// What first went wrong here, if anything did.
+    pub(crate) fn fault(&self) -> Option<&str> {
+        self.faults.first.get().map(String::as_str)
     }
 
     pub(crate) fn bytes(&self) -> u64 {
-        self.db.size_on_disk().unwrap_or(0)
+        self.faults.watch(|| Ok(self.trees().db.size_on_disk()?)).unwrap_or(0)
     }
 
     pub(crate) fn record(&self, key: &ViewKey) -> Result<Option<Arc<Record>>, ViewError> {
-        let found = self.records.get(key.in_tree())?;
-        found.map(|bytes| Ok(Arc::new(codec::decode_record(to_bytes(&bytes))?))).transpose()
+        self.faults.watch(|| {
+            let found = self.trees().records.get(key.in_tree())?;
+            found
+                .map(|stored| Ok(Arc::new(codec::decode_record(unpack(RECORDS, key.in_tree(), &stored)?)?)))
+                .transpose()
+        })
     }
 
     pub(crate) fn ledger_entry(&self, key: &ViewKey) -> Result<Option<Arc<LedgerEntry>>, ViewError> {
-        let found = self.ledger.get(key.in_tree())?;
-        found.map(|bytes| Ok(Arc::new(codec::decode_ledger_entry(to_bytes(&bytes))?))).transpose()
+        self.faults.watch(|| {
+            let found = self.trees().ledger.get(key.in_tree())?;
+            let entry =
+                |stored: sled::IVec| Ok(Arc::new(codec::decode_ledger_entry(unpack(LEDGER, key.in_tree(), &stored)?)?));
+            found.map(entry).transpose()
+        })
     }
 
     /// Items of [start, end), in key order. Both keys are of one tree.
@@ -86,16 +166,22 @@ impl View {
         end: &ViewKey,
     ) -> impl Iterator<Item = Result<(ViewKey, Item), ViewError>> + use<> {
         let tree = start.tree();
-        let from = if tree == LEDGER { &self.ledger } else { &self.records };
+        let from = if tree == LEDGER { self.trees().ledger.clone() } else { self.trees().records.clone() };
         let bounds = start.in_tree().to_vec()..end.in_tree().to_vec();
-        let rows = (start < end).then(|| from.range(bounds));
-        rows.into_iter().flatten().map(move |row| {
-            let (key, bytes) = row?;
-            let item = match tree {
-                LEDGER => Item::Ledger(Arc::new(codec::decode_ledger_entry(to_bytes(&bytes))?)),
-                _ => Item::Record(Arc::new(codec::decode_record(to_bytes(&bytes))?)),
-            };
-            Ok((ViewKey::from_tree(tree, &key), item))
+        let faults = self.faults.clone();
+        let begin = move || faults.watch(|| Ok(from.range(bounds))).ok();
+        let mut rows = (start < end).then(begin).flatten();
+        let faults = self.faults.clone();
+        std::iter::from_fn(move || {
+            let next = faults.watch(|| match rows.as_mut().and_then(Iterator::next).transpose()? {
+                Some((key, stored)) => unpack_row(tree, &key, &stored).map(Some),
+                None => Ok(None),
+            });
+            // After an error there is no next row to be had.
+            if next.is_err() {
+                rows = None;
+            }
+            next.transpose()
         })
     }
 
@@ -106,8 +192,10 @@ impl View {
         if after >= end {
             return Ok(Vec::new());
         }
-        let rows = self.tombstones.range(bounds).take(most);
-        rows.map(|row| Ok(ViewKey::from_tree(RECORDS, &row?.0))).collect()
+        self.faults.watch(|| {
+            let rows = self.trees().tombstones.range(bounds).take(most);
+            rows.map(|row| Ok(ViewKey::from_tree(RECORDS, &row?.0))).collect()
+        })
     }
 
     /// Every key and item of the view, in key order, records before the ledger.
@@ -127,41 +215,131 @@ impl View {
     }
 
     pub(crate) fn put(&self, key: &ViewKey, item: &Item) -> Result<(), ViewError> {
-        match item {
-            Item::Record(record) => {
-                self.records.insert(key.in_tree(), codec::encode_record(record).as_ref())?;
-                match record.is_live() {
-                    true => self.tombstones.remove(key.in_tree())?,
-                    false => self.tombstones.insert(key.in_tree(), &[])?,
-                };
-            }
-            Item::Ledger(entry) => {
-                self.ledger.insert(key.in_tree(), codec::encode_ledger_entry(entry).as_ref())?;
-            }
-            Item::Gone => {
-                self.records.remove(key.in_tree())?;
-                self.tombstones.remove(key.in_tree())?;
-            }
-        }
-        Ok(())
+        self.faults.watch(|| self.trees().put(key.in_tree(), item))
     }
 
     #[cfg(test)]
     pub(crate) fn damage(&self, key: &ViewKey) {
-        self.records.insert(key.in_tree(), b"\xff\xff").expect("a temporary view takes inserts");
+        self.trees().records.insert(key.in_tree(), b"\xff\xff").expect("a temporary view takes inserts");
     }
 
-    /// sled's flush, and then a real sync of its file: sled 0.34 flushes by sync_file_range, which is not durable.
-    pub(crate) fn flush(&self) -> Result<(), ViewError> {
-        self.db.flush()?;
-        if let Some(directory) = &self.directory {
-            File::open(directory.join("db"))?.sync_all()?;
-            File::open(directory)?.sync_all()?;
+    /// sled's flush, and then a real sync of its file: sled 0.34 flushes by sync_file_range, which is not durable. Returns
+    /// the seal that it was given, for the mark.
+    pub(crate) fn flush(&self) -> Result<u64, ViewError> {
+        let seal = self.seal.load(Ordering::Acquire) + 1;
+        self.faults.watch(|| {
+            self.trees().set_seal(seal)?;
+            self.trees().db.flush()?;
+            if let Some(directory) = &self.directory {
+                File::open(directory.join("db"))?.sync_all()?;
+                File::open(directory)?.sync_all()?;
+            }
+            Ok(())
+        })?;
+        self.seal.store(seal, Ordering::Release);
+        Ok(seal)
+    }
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        let trees = self.trees.take();
+        if self.faults.panicked.load(Ordering::Acquire) {
+            // Its locks may be held for ever, and what it would flush is not wanted.
+            std::mem::forget(trees);
+        } else {
+            // sled flushes when it is dropped: a damaged one may panic only now.
+            let done = catch(|| {
+                drop(trees);
+                Ok(())
+            });
+            if let Err(error) = done {
+                tracing::error!(%error, "the view cannot be closed");
+            }
+        }
+    }
+}
+
+impl Trees {
+    fn open(directory: Option<&Path>, cache_bytes: u64) -> Result<Trees, ViewError> {
+        let config = sled::Config::default().flush_every_ms(None).cache_capacity(cache_bytes);
+        let config = match directory {
+            Some(directory) => config.path(directory),
+            None => config.temporary(true),
+        };
+        let db = config.open()?;
+        Ok(Trees {
+            records: db.open_tree("records")?,
+            tombstones: db.open_tree("tombstones")?,
+            ledger: db.open_tree("ledger")?,
+            seals: db.open_tree("seals")?,
+            db,
+        })
+    }
+
+    fn seal(&self) -> Result<u64, ViewError> {
+        let Some(stored) = self.seals.get(SEAL)? else { return Ok(0) };
+        let number = unpack(0, SEAL, &stored)?;
+        let number = number.as_ref().try_into().map_err(|_| ViewError::Checksum { bytes: stored.len() })?;
+        Ok(u64::from_le_bytes(number))
+    }
+
+    fn set_seal(&self, seal: u64) -> Result<(), ViewError> {
+        self.seals.insert(SEAL, pack(0, SEAL, &seal.to_le_bytes()))?;
+        Ok(())
+    }
+
+    fn put(&self, key: &[u8], item: &Item) -> Result<(), ViewError> {
+        match item {
+            Item::Record(record) => {
+                self.records.insert(key, pack(RECORDS, key, &codec::encode_record(record)))?;
+                match record.is_live() {
+                    true => self.tombstones.remove(key)?,
+                    false => self.tombstones.insert(key, &[])?,
+                };
+            }
+            Item::Ledger(entry) => {
+                self.ledger.insert(key, pack(LEDGER, key, &codec::encode_ledger_entry(entry)))?;
+            }
+            Item::Gone => {
+                self.records.remove(key)?;
+                self.tombstones.remove(key)?;
+            }
         }
         Ok(())
     }
 }
 
-fn to_bytes(bytes: &sled::IVec) -> Bytes {
-    Bytes::copy_from_slice(bytes)
+fn pack(tree: u8, key: &[u8], encoded: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(encoded.len() + CRC_BYTES);
+    out.extend_from_slice(encoded);
+    out.extend_from_slice(&checksum(tree, key, encoded).to_le_bytes());
+    out
+}
+
+fn unpack(tree: u8, key: &[u8], stored: &[u8]) -> Result<Bytes, ViewError> {
+    let sound = stored
+        .split_last_chunk::<CRC_BYTES>()
+        .filter(|(encoded, crc)| checksum(tree, key, encoded).to_le_bytes() == **crc);
+    let (encoded, _) = sound.ok_or(ViewError::Checksum { bytes: stored.len() })?;
+    Ok(Bytes::copy_from_slice(encoded))
+}
+
+fn unpack_row(tree: u8, key: &[u8], stored: &[u8]) -> Result<(ViewKey, Item), ViewError> {
+    let encoded = unpack(tree, key, stored)?;
+    let item = match tree {
+        LEDGER => Item::Ledger(Arc::new(codec::decode_ledger_entry(encoded)?)),
+        _ => Item::Record(Arc::new(codec::decode_record(encoded)?)),
+    };
+    Ok((ViewKey::from_tree(tree, key), item))
+}
+
+/// Of the key, too: a sound value under another's key is as wrong as a broken one.
+fn checksum(tree: u8, key: &[u8], encoded: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&[tree]);
+    hasher.update(&(key.len() as u32).to_le_bytes());
+    hasher.update(key);
+    hasher.update(encoded);
+    hasher.finalize()
 }

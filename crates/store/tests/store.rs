@@ -565,7 +565,7 @@ fn a_view_that_fails_is_named_refuses_what_it_cannot_hold_and_is_rebuilt_at_the_
     assert!(report.view_reused);
     let mut node = Node { store, writers, clock: 0 };
     let failed = (0..10).find_map(|_| node.store.maintain().err());
-    assert!(failed.is_some_and(|error| error.to_string().contains("does not decode")));
+    assert!(failed.is_some_and(|error| error.to_string().contains("fails its checksum")));
     assert!(node.store.stats().view_failed.is_some());
     assert_eq!(node.get(b"k2").as_deref(), Some("v"), "reads of the rest go on");
     let mut written = 0;
@@ -587,7 +587,7 @@ fn a_view_that_fails_is_named_refuses_what_it_cannot_hold_and_is_rebuilt_at_the_
         assert!(!node.store.overlay_full(), "nobody waits for what never comes");
         assert!(written < 1_000, "the memory grows without bound");
     };
-    assert!(refused.to_string().contains("does not decode"), "{refused}");
+    assert!(refused.to_string().contains("fails its checksum"), "{refused}");
     node.store.sync().unwrap();
     drop(node);
     let (store, writers, report) = open(3);

@@ -9,6 +9,7 @@ use proptest::option;
 use proptest::prelude::*;
 
 use super::*;
+use isle_model::Row;
 
 fn number() -> impl Strategy<Value = u64> {
     prop_oneof![1..5u64, 1..=u64::MAX]
@@ -218,9 +219,26 @@ pub fn meta() -> impl Strategy<Value = Meta> {
 }
 
 pub fn view_mark() -> impl Strategy<Value = ViewMark> {
-    (any::<u64>(), "\\PC{0,12}", "\\PC{0,12}", any::<bool>(), meta()).prop_map(
-        |(generation, boot_id, mount_id, clean, meta)| ViewMark { generation, boot_id, mount_id, clean, meta },
+    let ids = ("\\PC{0,12}", "\\PC{0,12}");
+    (any::<u64>(), ids, any::<bool>(), any::<u64>(), meta()).prop_map(
+        |(generation, (boot_id, mount_id), clean, seal, meta)| ViewMark {
+            generation,
+            boot_id,
+            mount_id,
+            clean,
+            seal,
+            meta,
+        },
     )
+}
+
+pub fn manifest() -> impl Strategy<Value = Manifest> {
+    (any::<u64>(), any::<u64>(), any::<u64>(), meta()).prop_map(|(chunks, items, durable, meta)| Manifest {
+        chunks,
+        items,
+        durable: LogPosition(durable),
+        tree: meta.tree,
+    })
 }
 
 pub fn checkpoint_chunk() -> impl Strategy<Value = Vec<(ViewKey, Held)>> {

@@ -10,6 +10,7 @@ use isle_model::{
 };
 
 use super::*;
+use isle_model::Row;
 
 const A: Incarnation = Incarnation(0x0a0a_0a0a_0a0a_0a0a);
 const B: Incarnation = Incarnation(0xb0b0_b0b0_b0b0_b0b0);
@@ -138,7 +139,16 @@ fn meta() -> Meta {
 }
 
 fn view_mark() -> ViewMark {
-    ViewMark { generation: 5, boot_id: "boot".to_owned(), mount_id: "mount".to_owned(), clean: true, meta: meta() }
+    let (boot_id, mount_id) = ("boot".to_owned(), "mount".to_owned());
+    ViewMark { generation: 5, boot_id, mount_id, clean: true, seal: 0, meta: meta() }
+}
+
+fn manifest() -> Manifest {
+    Manifest { chunks: 3, items: 3_000, ..Manifest::default() }
+}
+
+fn manifest_with_rows() -> Manifest {
+    Manifest { durable: LogPosition(0x0000_0002_0000_1000), tree: meta().tree, ..manifest() }
 }
 
 fn view_mark_with_facts() -> ViewMark {
@@ -215,9 +225,16 @@ fn all() -> Vec<Frozen> {
         frozen("checkpoint_header_first", Meta::empty(4), encode_checkpoint_header, decode_checkpoint_header),
         frozen("checkpoint_chunk", checkpoint_chunk(), |chunk| encode_chunk(chunk), decode_chunk),
         frozen(
-            "checkpoint_manifest",
-            (3, 3_000),
-            |&(chunks, items)| encode_checkpoint_manifest(chunks, items),
+            "view_mark_sealed",
+            ViewMark { seal: 300, ..view_mark_with_facts() },
+            encode_view_mark,
+            decode_view_mark,
+        ),
+        frozen("checkpoint_manifest", manifest(), encode_checkpoint_manifest, decode_checkpoint_manifest),
+        frozen(
+            "checkpoint_manifest_rows",
+            manifest_with_rows(),
+            encode_checkpoint_manifest,
             decode_checkpoint_manifest,
         ),
     ]
