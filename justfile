@@ -16,6 +16,10 @@ sim seeds="SEEDS=1000":
 mutants seeds="SEEDS=400":
     seeds='{{seeds}}'; ISLE_SIM_SEEDS="${seeds#SEEDS=}" cargo test --test planted -- --ignored --nocapture planted
 
+# Fuzzes one decoder for so many seconds, guided by coverage: `just fuzz delta 300`. fuzz/src/lib.rs lists them.
+fuzz target seconds="60":
+    fuzz/run {{target}} {{seconds}}
+
 # Formats everything.
 fmt:
     cargo fmt --all

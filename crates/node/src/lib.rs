@@ -40,3 +40,18 @@ pub use node::{
 pub use replication::link::LinkState;
 pub use shared::Quarantined;
 pub use status::{KeyspaceStatus, NodeState, NodeStatus, PeerStatus};
+
+/// What a peer may send, for fuzzing alone.
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing {
+    use bytes::Bytes;
+
+    use crate::peer::DeltaBatch;
+    use crate::replication::batch_codec;
+
+    /// The encoded deltas of a batch.
+    pub fn unpack(batch: &DeltaBatch) -> Result<Vec<Bytes>, String> {
+        batch_codec::unpack(batch).map_err(|error| error.to_string())
+    }
+}

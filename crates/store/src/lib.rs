@@ -41,3 +41,23 @@ pub use open::{BootIdentity, OpenError, Opened, Progress, RecoveryReport};
 pub use store::{KeyspaceStats, LogItem, Page, RowsError, Stats, Store, StoreConfig, Tail, TailError};
 pub use threads::Threads;
 pub use view::ViewPlace;
+
+/// What a disk may hold, for fuzzing alone.
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing {
+    use crate::checkpoint::{self, CheckpointError};
+    use crate::disk::Disk;
+    use crate::log::LogPosition;
+
+    /// Reads a checkpoint from end to end; returns how many items it has.
+    pub fn checkpoint(disk: &dyn Disk, position: LogPosition) -> Result<u64, String> {
+        let mut items = 0;
+        let take = |_, _| {
+            items += 1;
+            Ok::<(), CheckpointError>(())
+        };
+        checkpoint::load(disk, position, take).map_err(|error| error.to_string())?;
+        Ok(items)
+    }
+}
