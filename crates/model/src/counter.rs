@@ -4,7 +4,7 @@
 //! entry by entry. A covered total counts only from the start it belongs to. (A PN-counter with causal reset; what a mere
 //! dropping of entries would do is in the design: deleted totals come back.)
 
-use crate::{Dot, FieldContext, Incarnation, Lineage, Seq, Vector};
+use crate::{Absorbed, Dot, FieldContext, Incarnation, Lineage, Seq, Vector};
 
 /// What one incarnation has added: as of `seq`, `total` since `start`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -147,17 +147,25 @@ impl Counter {
         out
     }
 
-    /// Merges with a complete state: what its sender does not list, at or below what it has absorbed, is gone.
-    pub fn complete(&mut self, absorbed: &Vector, listed: Option<&Counter>, lineage: Lineage<'_>) {
-        let nothing = Counter::default();
-        let listed = listed.unwrap_or(&nothing);
+    /// Merges two complete states: of what either side has absorbed and does not hold, nothing stays.
+    pub fn complete(&mut self, listed: Option<&Counter>, sides: Absorbed<'_>, lineage: Lineage<'_>) {
+        let mut theirs = listed.cloned().unwrap_or_default();
+        let here: Vec<Incarnation> = self.totals.iter().map(|total| total.0).collect();
+        let there: Vec<Incarnation> = theirs.totals.iter().map(|total| total.0).collect();
+        self.leave_out_forgotten(&there, sides.there, lineage);
+        theirs.leave_out_forgotten(&here, sides.here, lineage);
+        self.seen.join(sides.here, lineage);
+        self.seen.join(sides.there, lineage);
+        self.merge(&theirs, lineage);
+    }
+
+    /// Leaves out what the other side has absorbed and holds no total of any more.
+    fn leave_out_forgotten(&mut self, held: &[Incarnation], absorbed: &Vector, lineage: Lineage<'_>) {
         let stays = |incarnation: Incarnation, seq: Seq| {
-            at(&listed.totals, incarnation).is_some() || !absorbed.covers(Dot { incarnation, seq }, lineage)
+            held.contains(&incarnation) || !absorbed.covers(Dot { incarnation, seq }, lineage)
         };
         self.totals.retain(|&(incarnation, entry)| stays(incarnation, entry.seq));
         self.covered.retain(|&(incarnation, entry)| stays(incarnation, entry.seq));
-        self.seen.join(absorbed, lineage);
-        self.merge(listed, lineage);
     }
 
     pub fn dots(&self) -> impl Iterator<Item = Dot> {

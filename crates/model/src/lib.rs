@@ -36,7 +36,7 @@ pub use ids::{Dot, Epoch, Generation, Incarnation, KeyspaceId, Region, Seq, Shar
 pub use ledger::{Fate, LedgerEntry};
 pub use lineage::{IncarnationTree, Lineage, Row, RowConflict};
 pub use reading::Reading;
-pub use record::{Field, FieldKey, FieldName, Kind, Record};
+pub use record::{Absorbed, Field, FieldKey, FieldName, Kind, Record};
 pub use register::{FieldContext, Rank, Register, Sibling, Stamp};
 pub use stream::{Admission, Streams};
 pub use token::{BadToken, Context, TokenKey};

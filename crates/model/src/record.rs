@@ -111,14 +111,21 @@ impl Field {
         }
     }
 
-    fn complete(&mut self, absorbed: &Vector, listed: Option<&Field>, lineage: Lineage<'_>) {
+    fn complete(&mut self, listed: Option<&Field>, sides: Absorbed<'_>, lineage: Lineage<'_>) {
         match (self, listed) {
-            (Field::Register(mine), Some(Field::Register(theirs))) => mine.complete(absorbed, Some(theirs), lineage),
-            (Field::Register(mine), _) => mine.complete(absorbed, None, lineage),
-            (Field::Counter(mine), Some(Field::Counter(theirs))) => mine.complete(absorbed, Some(theirs), lineage),
-            (Field::Counter(mine), _) => mine.complete(absorbed, None, lineage),
+            (Field::Register(mine), Some(Field::Register(theirs))) => mine.complete(Some(theirs), sides, lineage),
+            (Field::Register(mine), _) => mine.complete(None, sides, lineage),
+            (Field::Counter(mine), Some(Field::Counter(theirs))) => mine.complete(Some(theirs), sides, lineage),
+            (Field::Counter(mine), _) => mine.complete(None, sides, lineage),
         }
     }
+}
+
+/// What the two sides of a completion have absorbed: of that, what a side does not hold was deleted and forgotten there.
+#[derive(Clone, Copy, Debug)]
+pub struct Absorbed<'a> {
+    pub here: &'a Vector,
+    pub there: &'a Vector,
 }
 
 /// Fields, sorted by key. Also what a delta ships of a record: its changed fields, whole.
@@ -203,15 +210,17 @@ impl Record {
         }
     }
 
-    /// Merges with a complete state: what it does not list, at or below `absorbed`, is gone.
-    pub fn complete(&mut self, absorbed: &Vector, listed: &Record, lineage: Lineage<'_>) {
+    /// Merges with another's complete state. What that does not list, at or below what its sender has absorbed, is gone; and so
+    /// is what it lists, where this region has absorbed and forgotten it: its sender's disk may have lost the delete. (The merge
+    /// of observed-remove sets without tombstones, Bieniusa et al. 2012.)
+    pub fn complete(&mut self, listed: &Record, sides: Absorbed<'_>, lineage: Lineage<'_>) {
         for (key, mine) in &mut self.fields {
-            mine.complete(absorbed, listed.get(key), lineage);
+            mine.complete(listed.get(key), sides, lineage);
         }
         for (key, theirs) in &listed.fields {
             if let Err(at) = self.position(key) {
                 let mut field = Field::empty(key.kind);
-                field.complete(absorbed, Some(theirs), lineage);
+                field.complete(Some(theirs), sides, lineage);
                 self.fields.insert(at, (key.clone(), field));
             }
         }

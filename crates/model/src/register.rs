@@ -4,7 +4,7 @@
 //! both sides have it, or if the other side has not seen it. Nothing is chosen while merging; choosing among siblings is
 //! done when reading and lives in `reading`. (Dotted version vectors: Preguiça et al., 2010.)
 
-use crate::{Covered, Dot, Epoch, Generation, Hlc, Incarnation, Lineage, Region, Value, Vector};
+use crate::{Absorbed, Covered, Dot, Epoch, Generation, Hlc, Incarnation, Lineage, Region, Value, Vector};
 
 /// Who writes, and when: what every sibling of one write carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,10 +148,11 @@ impl Register {
         out
     }
 
-    /// Merges with a complete state: its sender has absorbed all of `absorbed`, whether or not the field still tells.
-    pub fn complete(&mut self, absorbed: &Vector, listed: Option<&Register>, lineage: Lineage<'_>) {
+    /// Merges two complete states: of what either side has absorbed and does not hold, nothing stays.
+    pub fn complete(&mut self, listed: Option<&Register>, sides: Absorbed<'_>, lineage: Lineage<'_>) {
         let mut theirs = listed.cloned().unwrap_or_default();
-        theirs.seen.join(absorbed, lineage);
+        self.seen.join(sides.here, lineage);
+        theirs.seen.join(sides.there, lineage);
         self.merge(&theirs, lineage);
     }
 

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use crate::limits::{FIELD_NAME_BYTES_MAX, FIELDS_MAX, KEY_BYTES_MAX, RECORD_BYTES_MAX, VALUE_BYTES_MAX};
 use crate::reading::other_kind;
 use crate::{
-    Context, Dot, Fate, Field, FieldKey, FieldName, Hlc, KeyspaceId, Kind, LedgerEntry, Lineage, Record, Region,
-    Register, Stamp, Value, Vector, Write,
+    Absorbed, Context, Dot, Fate, Field, FieldKey, FieldName, Hlc, KeyspaceId, Kind, LedgerEntry, Lineage, Record,
+    Region, Register, Stamp, Value, Write,
 };
 
 /// What a client asks for.
@@ -319,10 +319,10 @@ pub fn apply(key: &Bytes, current: &Record, write: &Write, site: Site<'_>) -> Ap
     out
 }
 
-/// Merges a complete state into a record: what it does not list, at or below `absorbed`, is gone.
-pub fn complete(key: &Bytes, current: &Record, absorbed: &Vector, listed: &Record, site: Site<'_>) -> Applied {
+/// Merges a complete state into a record: what one side has absorbed and does not hold any more is gone.
+pub fn complete(key: &Bytes, current: &Record, listed: &Record, sides: Absorbed<'_>, site: Site<'_>) -> Applied {
     let mut record = current.clone();
-    record.complete(absorbed, listed, site.lineage);
+    record.complete(listed, sides, site.lineage);
     let keys: Vec<FieldKey> = record.fields().iter().map(|(key, _)| key.clone()).collect();
     settle(key, current, record, keys.iter(), site)
 }

@@ -44,6 +44,7 @@ fn honest_histories_show_exactly_what_was_done() {
 #[test]
 fn histories_with_lying_disks_show_exactly_what_was_done() {
     let sum = run_all(true);
+    assert!(sum.behind_together > SEEDS as usize / 8, "disks lie together: {}", sum.behind_together);
     assert!(sum.completed > SEEDS as usize / 4 && sum.forgotten > SEEDS as usize / 2);
     assert!(sum.limit < SEEDS as usize / 4, "the limit excuses too much: {}", sum.limit);
 }

@@ -6,9 +6,9 @@ mod world;
 use std::collections::BTreeSet;
 
 use isle_model::{
-    BadToken, Context, Covered, Dot, Epoch, Fate, Field, FieldKey, FieldName, Generation, Heard, Hlc, HlcClock,
-    Incarnation, IncarnationTree, KeyspaceId, Kind, LedgerEntry, Lineage, Mutation, Precondition, Reading, Record,
-    Region, Register, Row, ShardId, Sibling, TokenKey, Total, Value, Vector,
+    Absorbed, BadToken, Context, Covered, Dot, Epoch, Fate, Field, FieldKey, FieldName, Generation, Heard, Hlc,
+    HlcClock, Incarnation, IncarnationTree, KeyspaceId, Kind, LedgerEntry, Lineage, Mutation, Precondition, Reading,
+    Record, Region, Register, Row, ShardId, Sibling, TokenKey, Total, Value, Vector,
 };
 use proptest::prelude::*;
 use world::{KEYSPACE, Rng, World, key_bytes, shard_of};
@@ -227,7 +227,10 @@ proptest! {
         let lineage = tree.shard(ShardId(rng.below(3) as u32));
         let (mut a, b) = (hostile(rng), hostile(rng));
         let (absorbed, whole) = (hostile_vector(rng), merged(&a, &b, lineage));
-        a.complete(&absorbed, &b, lineage);
+        let (here, mut taken_there) = (hostile_vector(rng), b.clone());
+        taken_there.complete(&a, Absorbed { here: &absorbed, there: &here }, lineage);
+        a.complete(&b, Absorbed { here: &here, there: &absorbed }, lineage);
+        prop_assert_eq!(a.digest(KEYSPACE, b"k"), taken_there.digest(KEYSPACE, b"k"), "two states complete each other alike");
         for record in [&a, &b, &whole] {
             let _ = (Reading::of(record, lineage), record.digest(KEYSPACE, b"k"), record.size());
             let context = Context::of(record, lineage);

@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use bytes::Bytes;
 use isle_model::write::{Applied, Site};
 use isle_model::{
-    Body, Delta, Dot, Fate, FieldKey, Hlc, Incarnation, IncarnationTree, KeyspaceId, LedgerEntry, Lineage, Record,
-    Region, Seq, ShardId, Streams, Vector, write,
+    Absorbed, Body, Delta, Dot, Fate, FieldKey, Hlc, Incarnation, IncarnationTree, KeyspaceId, LedgerEntry, Lineage,
+    Record, Region, Seq, ShardId, Streams, Vector, write,
 };
 use parking_lot::RwLock;
 
@@ -408,6 +408,8 @@ impl Workspace {
         memory.check_chunk(chunk, self.shard)?;
         let lineage = tree.shard(self.shard);
         let absorbed = chunk.absorbed.iter().fold(Vector::new(), |all, (_, v)| all.joined(v, lineage));
+        let here = self.streams(memory, chunk.keyspace).absorbed(lineage);
+        let sides = Absorbed { here: &here, there: &absorbed };
         let listed: BTreeMap<&Bytes, &Record> = chunk.records.iter().map(|(key, record)| (key, record)).collect();
         let mut keys = self.keys_here(memory, chunk)?;
         keys.extend(chunk.records.iter().map(|(key, _)| key.clone()));
@@ -420,7 +422,7 @@ impl Workspace {
             let current = self.record(memory, chunk.keyspace, &key)?;
             let site = Site { region: &memory.region, keyspace: chunk.keyspace, hlc: chunk.taken_at, lineage };
             let there = listed.get(&key).copied().unwrap_or(&nothing);
-            let applied = write::complete(&key, &current, &absorbed, there, site);
+            let applied = write::complete(&key, &current, there, sides, site);
             let after = self.settle(memory, chunk.keyspace, &key, &current, applied, None)?;
             for entry in write::taken(&ledger.remove(&key).unwrap_or_default(), &current, &after, lineage) {
                 self.ledger(memory, entry)?;

@@ -11,8 +11,8 @@ use std::sync::{Arc, LazyLock};
 use bytes::Bytes;
 use isle_model::write::{Applied, Site, Writer, apply, complete, plan, taken};
 use isle_model::{
-    Admission, Body, Delta, Dot, Epoch, Fate, FieldKey, FieldName, Hlc, Incarnation, IncarnationTree, KeyspaceId,
-    LedgerEntry, Mutation, Precondition, Record, Region, ShardId, Streams, Value, Vector,
+    Absorbed, Admission, Body, Delta, Dot, Epoch, Fate, FieldKey, FieldName, Hlc, Incarnation, IncarnationTree,
+    KeyspaceId, LedgerEntry, Mutation, Precondition, Record, Region, ShardId, Streams, Value, Vector,
 };
 use isle_store::codec;
 use isle_store::disk::{Crash, MemoryDisk};
@@ -101,6 +101,8 @@ impl State {
     fn chunk(&mut self, here: &Here<'_>, chunk: &StateChunk, hlc: Hlc) {
         let lineage = here.tree.shard(here.shard);
         let absorbed = chunk.absorbed.iter().fold(Vector::new(), |all, (_, v)| all.joined(v, lineage));
+        let own = self.streams[here.shard.0 as usize].absorbed(lineage);
+        let sides = Absorbed { here: &own, there: &absorbed };
         let covers = |key: &Bytes| {
             ShardId::of(KS, key, SHARDS) == here.shard
                 && *key >= chunk.start
@@ -113,7 +115,7 @@ impl State {
             let there = chunk.records.iter().find(|(k, _)| *k == key).map(|(_, r)| r.clone()).unwrap_or_default();
             let current = self.record(&key);
             let site = Site { region: here.region, keyspace: KS, hlc, lineage };
-            let applied = complete(&key, &current, &absorbed, &there, site);
+            let applied = complete(&key, &current, &there, sides, site);
             self.settle(&key, &current, applied, None);
             let (of_key, others) = entries.into_iter().partition::<Vec<_>, _>(|entry| entry.key == key);
             entries = others;

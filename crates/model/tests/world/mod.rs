@@ -13,9 +13,9 @@ use std::rc::Rc;
 use bytes::Bytes;
 use isle_model::write::{Applied, Site, Writer, apply, complete, plan, taken};
 use isle_model::{
-    Admission, Body, Context, Delta, Dot, Epoch, Fate, Field, FieldKey, FieldName, Hlc, HlcClock, Incarnation,
-    IncarnationTree, KeyspaceId, Kind, LedgerEntry, Lineage, Mutation, Precondition, Reading, Record, Region, Register,
-    Row, Seq, ShardId, Sibling, Stamp, Streams, TokenKey, Value, Vector, Write, WriteError,
+    Absorbed, Admission, Body, Context, Delta, Dot, Epoch, Fate, Field, FieldKey, FieldName, Hlc, HlcClock,
+    Incarnation, IncarnationTree, KeyspaceId, Kind, LedgerEntry, Lineage, Mutation, Precondition, Reading, Record,
+    Region, Register, Row, Seq, ShardId, Sibling, Stamp, Streams, TokenKey, Value, Vector, Write, WriteError,
 };
 
 pub const KEYSPACE: KeyspaceId = KeyspaceId(7);
@@ -177,6 +177,8 @@ pub struct Tally {
     pub conflicts: usize,
     pub forgotten: usize,
     pub completed: usize,
+    /// How often several regions were found behind at once.
+    pub behind_together: usize,
     pub gaps: usize,
     pub losers: usize,
     pub limit: usize,
@@ -190,6 +192,7 @@ impl Tally {
         self.conflicts += other.conflicts;
         self.forgotten += other.forgotten;
         self.completed += other.completed;
+        self.behind_together += other.behind_together;
         self.gaps += other.gaps;
         self.losers += other.losers;
         self.limit += other.limit;
@@ -543,7 +546,7 @@ impl World {
             facts.push(Fact { shown: shown_here.into_iter().chain(shown_there).collect(), ..fact });
             exact.add(field, ships | bit);
         }
-        self.check_rank(&facts, lineage)?;
+        self.check_rank(key, &facts, lineage)?;
         self.tally.writes += 1;
         self.tally.with_token += usize::from(context.is_some());
         self.ops.push(Op { key, dot: stamp.dot, facts, lost: false });
@@ -648,9 +651,11 @@ impl World {
         }
     }
 
-    /// Law 2: a version outranks all it covers.
-    fn check_rank(&self, facts: &[Fact], lineage: Lineage<'_>) -> Check {
-        for fact in facts {
+    /// Law 2: a version outranks all it covers. But where a delete was forgotten together with what it covered, its generation
+    /// is, too: then a disk that lied elsewhere may still hold a covered value of a higher rank, which the new one only removes.
+    fn check_rank(&self, key: usize, facts: &[Fact], lineage: Lineage<'_>) -> Check {
+        let ranked = facts.iter().filter(|_| !self.lying || !self.forgotten.contains(&key));
+        for fact in ranked {
             let Effect::Write(new) = &fact.effect else { continue };
             for old in each(fact.covers) {
                 if let Some(Effect::Write(old)) = self.ops[old].fact(&fact.field).map(|f| &f.effect) {
@@ -707,7 +712,31 @@ impl World {
         taken
     }
 
+    /// Disks may lie in several regions at once: those found behind then complete each other.
     fn crash(&mut self, n: usize, rng: &mut Rng) {
+        let mut crashed = vec![n];
+        if self.lying && rng.percent(40) {
+            crashed.extend((0..3).filter(|o| *o != n && rng.percent(70)));
+        }
+        crashed.iter().for_each(|n| self.crash_one(*n, rng));
+        let behind: Vec<usize> = crashed.iter().copied().filter(|n| self.learn_of_being_behind(*n)).collect();
+        self.tally.behind_together += usize::from(behind.len() > 1);
+        for n in behind {
+            // Before it serves anybody but those who are behind themselves.
+            let from = (n + 1 + rng.below(2)) % 3;
+            self.complete_from(n, from);
+        }
+    }
+
+    fn learn_of_being_behind(&mut self, n: usize) -> bool {
+        (0..3).filter(|o| *o != n).fold(false, |behind, o| {
+            let rows = self.nodes[o].rows();
+            self.nodes[n].learn_rows(&rows);
+            behind | self.is_behind(n, o)
+        })
+    }
+
+    fn crash_one(&mut self, n: usize, rng: &mut Rng) {
         let lies = self.lying && rng.percent(50);
         let node = &mut self.nodes[n];
         let least = if lies { 1 } else { node.durable };
@@ -719,15 +748,6 @@ impl World {
             }
         }
         self.restart(n);
-        let others: Vec<usize> = (0..3).filter(|o| *o != n).collect();
-        for &o in &others {
-            let rows = self.nodes[o].rows();
-            self.nodes[n].learn_rows(&rows);
-        }
-        if others.iter().any(|&o| self.is_behind(n, o)) {
-            // Before it serves anybody.
-            self.complete_from(n, others[rng.below(2)]);
-        }
     }
 
     fn is_behind(&self, n: usize, other: usize) -> bool {
@@ -747,26 +767,31 @@ impl World {
         let nothing = Held::default();
         for key in 0..KEYS.len() {
             let (shard, lineage) = (shard_of(key), node.tree.shard(shard_of(key)));
-            let absorbed = source.streams[shard.0 as usize].absorbed(lineage);
+            let [here, absorbed] =
+                [&node.streams, &source.streams].map(|streams| streams[shard.0 as usize].absorbed(lineage));
+            let sides = Absorbed { here: &here, there: &absorbed };
             let listed = source.records.get(&key).unwrap_or(&nothing);
             if !node.records.contains_key(&key) && listed.record.is_empty() {
                 continue;
             }
             let held = node.records.entry(key).or_default();
             let site = Site { region: &node.region, keyspace: KEYSPACE, hlc: node.clock.last(), lineage };
-            let mut applied = complete(&key_bytes(key), &held.record, &absorbed, &listed.record, site);
+            let mut applied = complete(&key_bytes(key), &held.record, &listed.record, sides, site);
             let theirs: Vec<LedgerEntry> =
                 source.ledger.iter().filter(|((k, ..), _)| *k == key).map(|(_, e)| e.clone()).collect();
             let came = taken(&theirs, &held.record, &applied.record, lineage);
             applied.ledger.extend(came);
-            let mut exact = Exact::default();
-            for (field, known) in &held.exact.0 {
-                let stays =
-                    |i: &usize| listed.exact.get(field) >> i & 1 == 1 || !absorbed.covers(self.ops[*i].dot, lineage);
-                exact.add(field, each(*known).filter(stays).fold(0, |all, i| all | 1 << i));
-            }
+            // Whatever a side has absorbed it knows, or knew until it forgot all of it.
+            let absorbed_by_either =
+                |i: &usize| [&here, &absorbed].iter().any(|side| side.covers(self.ops[*i].dot, lineage));
+            let mut exact = held.exact.clone();
             for (field, known) in &listed.exact.0 {
                 exact.add(field, *known);
+            }
+            for (field, known) in &mut exact.0 {
+                let of_field =
+                    (0..self.ops.len()).filter(|i| self.ops[*i].key == key && self.ops[*i].fact(field).is_some());
+                *known = of_field.filter(absorbed_by_either).fold(*known, |all, i| all | 1 << i);
             }
             held.exact = exact;
             held.record = note(&mut node.ledger, key, applied, None);
