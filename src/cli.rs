@@ -24,6 +24,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use isle_client::{Client, Options};
 
+use crate::causes::causes;
 use crate::output::{self, Format};
 use crate::units;
 
@@ -98,7 +99,7 @@ pub enum Failure {
     Usage(String),
     #[error("{0}")]
     Server(#[from] isle_client::Error),
-    #[error("{0:#}")]
+    #[error("{}", causes(.0.as_ref()))]
     Local(#[from] anyhow::Error),
 }
 

@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use isle_model::limits;
+use rustls_pki_types::ServerName;
 
 pub use keys::{KEYS, Key, help};
 
@@ -80,6 +81,8 @@ pub struct Peer {
     pub endpoint: String,
     /// Its client port: only shown to clients, which find the other regions by it.
     pub client_endpoint: Option<String>,
+    /// Whom its certificate has to name, where that is not the endpoint's host.
+    pub tls_name: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -303,6 +306,11 @@ impl Config {
             check(!twice, &key, format!("region {:?} is given twice", peer.region));
             let secure = self.tls.is_some();
             check_url(check, &format!("{key}.endpoint"), &peer.endpoint, Some(secure));
+            if let Some(name) = &peer.tls_name {
+                let good = ServerName::try_from(name.as_str()).is_ok();
+                check(good, &format!("{key}.tls_name"), format!("{name:?} is not a name that a certificate can have"));
+                check(secure, &format!("{key}.tls_name"), "tls_name is for use with [tls]".to_owned());
+            }
             if let Some(endpoint) = &peer.client_endpoint {
                 check_url(check, &format!("{key}.client_endpoint"), endpoint, None);
             }

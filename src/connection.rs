@@ -13,6 +13,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::stream::{self, BoxStream, StreamExt};
 use http::Uri;
+use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tonic::transport::server::Connected;
@@ -22,7 +23,11 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 /// Who is at the other end, as far as the connection tells.
 #[derive(Clone, Debug)]
-pub struct Caller(pub Arc<str>);
+pub struct Caller {
+    pub address: Arc<str>,
+    /// What it showed and was vouched for. Only TLS has it, and only where it asks for it.
+    pub certificate: Option<Arc<CertificateDer<'static>>>,
+}
 
 pub struct Connection {
     io: Box<dyn Io>,
@@ -40,7 +45,13 @@ pub trait Dial: Send + Sync {
 
 impl Connection {
     pub fn new(io: impl Io + 'static, caller: &str) -> Connection {
-        Connection { io: Box::new(io), caller: Caller(Arc::from(caller)) }
+        Connection { io: Box::new(io), caller: Caller { address: Arc::from(caller), certificate: None } }
+    }
+
+    /// The same, at whose other end this certificate was shown.
+    pub fn certified(mut self, certificate: Option<CertificateDer<'static>>) -> Connection {
+        self.caller.certificate = certificate.map(Arc::new);
+        self
     }
 
     pub fn caller(&self) -> &Caller {

@@ -158,6 +158,7 @@ async fn configs(
                 region: other.clone(),
                 endpoint: format!("http://{proxy}"),
                 client_endpoint: Some(format!("http://{}", target.client)),
+                tls_name: None,
             });
         }
         config.validate().map_err(|faults| DevError::Plan(faults.to_string()))?;

@@ -10,12 +10,14 @@
 //!       │    └─ status_table       the one table of errors
 //!       ├─ peer_client             dialling other regions
 //!       ├─ http, metrics           metrics and health
+//!       ├─ causes                  an error with what caused it
 //!       └─ boot                    what the store has to know of the machine
 //! ```
 //! Composition only: what a write does is decided in `isle_node` and `isle_model`, how it lasts in `isle_store`.
 
 pub mod admission;
 pub mod boot;
+mod causes;
 pub mod cli;
 pub mod config;
 pub mod connection;

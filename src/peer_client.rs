@@ -19,6 +19,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Request;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::causes::causes;
 use crate::connection::Dial;
 use crate::services::peer_wire::{self, Identity};
 use crate::status_table::to_peer;
@@ -75,17 +76,6 @@ fn endpoint(peer: &str) -> Result<Endpoint, PeerError> {
         .keep_alive_while_idle(true)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES))
-}
-
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut out = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        out.push_str(": ");
-        out.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    out
 }
 
 struct TonicPeer {

@@ -40,7 +40,7 @@ impl<S: Service<Request<B>>, B> Service<Request<B>> for WithRequestContext<S> {
     }
 
     fn call(&mut self, mut request: Request<B>) -> S::Future {
-        let caller = request.extensions().get::<Caller>().map(|caller| caller.0.to_string());
+        let caller = request.extensions().get::<Caller>().map(|caller| caller.address.to_string());
         let context = of_headers(request.headers(), caller.unwrap_or_default(), Instant::now());
         request.extensions_mut().insert(context);
         self.inner.call(request)

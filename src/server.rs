@@ -34,6 +34,7 @@ use tower::ServiceBuilder;
 use tower::layer::util::{Identity as NoLayer, Stack};
 
 use crate::admission::AdmissionLayer;
+use crate::causes::causes;
 use crate::config::Config;
 use crate::connection::{self, Dial, Incoming, TcpDialer};
 use crate::links::Links;
@@ -46,10 +47,10 @@ use crate::services::dev_links::DevLinksService;
 use crate::services::kv::KvService;
 use crate::services::peer::PeerService;
 use crate::services::peer_wire::Identity;
-use crate::tls::{self, Tls, TlsError};
+use crate::tls::{self, PeerNames, Tls, TlsError};
 use crate::{boot, http};
 
-/// Above a batch of 4 MiB, so that one that is too large gets isle's own answer.
+/// Above a batch of 4 MiB, so that one that is a little too large is told which field is.
 const CLIENT_MESSAGE_BYTES_MAX: usize = 8 << 20;
 const CLIENT_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const CLIENT_KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -125,6 +126,8 @@ pub struct Region {
     facts: Arc<Facts>,
     identity: Identity,
     pages: PageKey,
+    /// Where peers show certificates.
+    names: Option<Arc<PeerNames>>,
     requests_max: usize,
     /// Of `isle dev`.
     links: Option<Links>,
@@ -147,10 +150,15 @@ pub fn open(
         facts: Arc::new(Facts::of(config)),
         identity: identity(config),
         pages: PageKey::new(cluster_key),
+        names: names(config)?,
         requests_max: config.limits.requests_max,
         links: None,
     };
     Ok((region, report))
+}
+
+fn names(config: &Config) -> Result<Option<Arc<PeerNames>>, TlsError> {
+    config.tls.as_ref().map(|_| PeerNames::of(&config.peers).map(Arc::new)).transpose()
 }
 
 /// Who a node is to the others.
@@ -195,7 +203,9 @@ impl Region {
         let cluster = ClusterServer::new(ClusterService::new(node(), self.facts.clone()));
         let region = self.identity.region.to_string();
         let links = self.links.clone().map(|links| DevLinksServer::new(DevLinksService::new(links, region)));
-        let layers = ServiceBuilder::new().layer(RequestContextLayer).layer(AdmissionLayer::new(self.requests_max));
+        let layers = ServiceBuilder::new()
+            .layer(RequestContextLayer)
+            .layer(AdmissionLayer::new(self.requests_max, CLIENT_MESSAGE_BYTES_MAX));
         Ok(Server::builder()
             .layer(layers.into_inner())
             .http2_keepalive_interval(Some(CLIENT_KEEPALIVE_INTERVAL))
@@ -230,7 +240,7 @@ impl Region {
 
     /// Serves other regions until `stop`.
     pub async fn serve_peers(&self, incoming: Incoming, stop: impl Future<Output = ()>) -> Result<(), ServerError> {
-        let peer = PeerServer::new(PeerService::new(self.node.clone(), self.identity.clone()))
+        let peer = PeerServer::new(PeerService::new(self.node.clone(), self.identity.clone(), self.names.clone()))
             .max_decoding_message_size(PEER_MESSAGE_BYTES_MAX)
             .max_encoding_message_size(PEER_MESSAGE_BYTES_MAX);
         let served = Server::builder()
@@ -347,7 +357,7 @@ fn secured(
 ) -> Result<(Incoming, Incoming, Arc<dyn Dial>), ServerError> {
     let (client, peer) = (connection::tcp(client), connection::tcp(peer));
     let Some(files) = &config.tls else { return Ok((client, peer, Arc::new(TcpDialer))) };
-    let Tls { client_port, peer_port, dialer } = Tls::load(files)?;
+    let Tls { client_port, peer_port, dialer } = Tls::load(files, &config.peers)?;
     Ok((tls::accept(client, client_port), tls::accept(peer, peer_port), Arc::new(dialer)))
 }
 
@@ -458,17 +468,6 @@ fn key_of_hex(text: &str) -> Option<[u8; 32]> {
         *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
     }
     Some(key)
-}
-
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut out = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        out.push_str(": ");
-        out.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    out
 }
 
 #[cfg(test)]

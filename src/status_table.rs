@@ -167,6 +167,21 @@ pub fn too_many_requests() -> Status {
     row.retry_after(Duration::from_millis(50)).status("the node serves as many requests as it may".to_owned())
 }
 
+/// A request that announces more than is read at all.
+pub fn request_too_large(bytes: usize, most: usize) -> Status {
+    bad_field("request", format!("has {bytes} bytes, more than {most}"))
+}
+
+/// What the transport refused before anything was done: it could not read the request, or knows no such method.
+pub fn of_transport(status: &Status, path: &str) -> Status {
+    match status.code() {
+        Code::Unimplemented => Row::new(Code::Unimplemented, Reason::NotServed)
+            .fact("method", path)
+            .status(format!("there is no method {path} here")),
+        _ => bad_field("request", format!("cannot be read: {}", status.message())),
+    }
+}
+
 /// What a peer is told. `to_peer` reads it back.
 pub fn of_peer(error: &PeerError) -> Status {
     let row = match error {

@@ -1,7 +1,10 @@
-//! TLS over the connection seam: rustls with ring. Clients check the server; on the peer port both sides check each other.
+//! TLS over the connection seam: rustls with ring. Clients check the server; on the peer port both sides check each other, and
+//! who calls itself a region has to show a certificate that names it: the host of its endpoint, or its `tls_name`. So the
+//! certificate of one region is no key to the others' names.
 //!
 //! Handshakes run beside each other and each has a time limit, so that one that stalls holds up nobody.
 
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,14 +13,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::stream::{FuturesUnordered, StreamExt};
 use http::Uri;
-use rustls::server::WebPkiClientVerifier;
+use rustls::client::verify_server_name;
+use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::config;
-use crate::connection::{Connection, Dial, Incoming, TcpDialer, host_and_port};
+use crate::connection::{Caller, Connection, Dial, Incoming, TcpDialer, host_and_port};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Handshakes that may run at once: strangers must not be able to hold memory without end.
@@ -33,6 +37,8 @@ pub enum TlsError {
     Unfit(#[from] rustls::Error),
     #[error("the CA does not fit: {0}")]
     Verifier(#[from] rustls::client::VerifierBuilderError),
+    #[error("{0:?} is not a name that a certificate can have")]
+    Name(String),
 }
 
 /// Everything a node needs: how it answers clients, how it answers peers, how it dials peers.
@@ -43,7 +49,7 @@ pub struct Tls {
 }
 
 impl Tls {
-    pub fn load(files: &config::Tls) -> Result<Tls, TlsError> {
+    pub fn load(files: &config::Tls, peers: &[config::Peer]) -> Result<Tls, TlsError> {
         let chain = certificates(&files.cert)?;
         let key = || {
             PrivateKeyDer::from_pem_file(&files.key).map_err(|source| TlsError::Pem { path: files.key.clone(), source })
@@ -64,7 +70,7 @@ impl Tls {
         Ok(Tls {
             client_port: acceptor(open),
             peer_port: acceptor(mutual),
-            dialer: TlsDialer { connector: TlsConnector::from(Arc::new(client)) },
+            dialer: TlsDialer { connector: TlsConnector::from(Arc::new(client)), names: names_by_endpoint(peers)? },
         })
     }
 }
@@ -104,24 +110,81 @@ pub fn accept(incoming: Incoming, acceptor: TlsAcceptor) -> Incoming {
 async fn handshake(acceptor: TlsAcceptor, connection: Connection) -> io::Result<Connection> {
     let caller = connection.caller().clone();
     let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(connection.into_io())).await??;
-    Ok(Connection::new(stream, &caller.0))
+    let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first).map(|own| own.clone().into_owned());
+    Ok(Connection::new(stream, &caller.address).certified(shown))
 }
 
-/// Dials over TCP and shows this node's certificate.
+/// The name that each region's certificate has to have.
+#[derive(Clone, Debug)]
+pub struct PeerNames(BTreeMap<String, ServerName<'static>>);
+
+/// The caller is not whom it says it is.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the caller says that it is region {region}, and its certificate is not one for {expected}")]
+pub struct NotNamed {
+    pub region: String,
+    pub expected: String,
+}
+
+impl PeerNames {
+    pub fn of(peers: &[config::Peer]) -> Result<PeerNames, TlsError> {
+        let named = |peer: &config::Peer| Ok((peer.region.clone(), name_of(peer)?));
+        peers.iter().map(named).collect::<Result<_, _>>().map(PeerNames)
+    }
+
+    /// Whether the caller may call itself so. Who is no peer at all is for others to refuse.
+    pub fn check(&self, region: &str, caller: Option<&Caller>) -> Result<(), NotNamed> {
+        let Some(name) = self.0.get(region) else { return Ok(()) };
+        let shown = caller.and_then(|caller| caller.certificate.as_deref());
+        let parsed = shown.and_then(|shown| ParsedCertificate::try_from(shown).ok());
+        let named = parsed.is_some_and(|parsed| verify_server_name(&parsed, name).is_ok());
+        let refused = || NotNamed { region: region.to_owned(), expected: name.to_str().into_owned() };
+        if named { Ok(()) } else { Err(refused()) }
+    }
+}
+
+fn server_name(name: &str) -> Result<ServerName<'static>, TlsError> {
+    ServerName::try_from(name.to_owned()).map_err(|_| TlsError::Name(name.to_owned()))
+}
+
+fn name_of(peer: &config::Peer) -> Result<ServerName<'static>, TlsError> {
+    let bad = || TlsError::Name(peer.endpoint.clone());
+    match &peer.tls_name {
+        Some(name) => server_name(name),
+        None => {
+            let uri: Uri = peer.endpoint.parse().map_err(|_| bad())?;
+            server_name(host_and_port(&uri).map_err(|_| bad())?.0)
+        }
+    }
+}
+
+/// Dials over TCP, shows this node's certificate, and checks that the other's names whom it means to reach.
 pub struct TlsDialer {
     connector: TlsConnector,
+    /// By endpoint. Whatever else is dialled has to be named by its host.
+    names: HashMap<Uri, ServerName<'static>>,
+}
+
+fn names_by_endpoint(peers: &[config::Peer]) -> Result<HashMap<Uri, ServerName<'static>>, TlsError> {
+    let named = |peer: &config::Peer| {
+        let uri = peer.endpoint.parse().map_err(|_| TlsError::Name(peer.endpoint.clone()))?;
+        Ok((uri, name_of(peer)?))
+    };
+    peers.iter().map(named).collect()
 }
 
 #[async_trait]
 impl Dial for TlsDialer {
     async fn dial(&self, to: &Uri) -> io::Result<Connection> {
         let connection = TcpDialer.dial(to).await?;
-        let (host, _) = host_and_port(to)?;
         let bad = |error| io::Error::new(io::ErrorKind::InvalidInput, error);
-        let name = ServerName::try_from(host.to_owned()).map_err(bad)?;
+        let name = match self.names.get(to) {
+            Some(name) => name.clone(),
+            None => server_name(host_and_port(to)?.0).map_err(bad)?,
+        };
         let caller = connection.caller().clone();
         let connect = self.connector.connect(name, connection.into_io());
         let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, connect).await??;
-        Ok(Connection::new(stream, &caller.0))
+        Ok(Connection::new(stream, &caller.address))
     }
 }

@@ -31,8 +31,13 @@ impl Authority {
 
     /// A certificate for 127.0.0.1, as settings of a node.
     fn settings(&self, name: &str) -> Vec<String> {
+        self.settings_for(name, &["127.0.0.1", "localhost"])
+    }
+
+    /// A certificate for these names, as settings of a node.
+    fn settings_for(&self, name: &str, names: &[&str]) -> Vec<String> {
         let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(vec!["127.0.0.1".to_owned(), "localhost".to_owned()]).unwrap();
+        let params = CertificateParams::new(names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()).unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         let at = |kind: &str| self.dir.path().join(format!("{name}-{kind}.pem"));
         std::fs::write(at("cert"), certificate.pem()).unwrap();
@@ -95,6 +100,82 @@ fn regions_replicate_over_mutual_tls_and_refuse_a_stranger() {
     });
     assert!(refused.contains("certificate") || refused.contains("tls"), "{refused}");
     assert_eq!(done(&secure(&fake, &stranger.ca(), &["get", "default", "k"]))["found"], false);
+}
+
+/// The peers of a node that asks for certificates with the regions' own names.
+fn named_peers(peers: &[(&str, u16)]) -> String {
+    let peer = |(region, port): &(&str, u16)| {
+        format!("[[peers]]\nregion = \"{region}\"\nendpoint = \"https://127.0.0.1:{port}\"\ntls_name = \"{region}\"\n")
+    };
+    peers.iter().map(peer).collect()
+}
+
+fn named(name: &str, as_whom: &str, authority: &Authority, peers: &str, port: u16, dir: &Path) -> Process {
+    let file = dir.join(format!("{name}.toml"));
+    std::fs::write(&file, peers).unwrap();
+    let mut settings = authority.settings_for(name, &["127.0.0.1", name]);
+    settings.push(format!("region={as_whom}"));
+    settings.push(format!("listen.peer=127.0.0.1:{port}"));
+    support::serve_with(&dir.join(name), Some(&file), &strs(&settings))
+}
+
+/// What the answering region says of one peer.
+fn peer_row(node: &Process, authority: &Authority, peer: &str) -> serde_json::Value {
+    let status = done(&secure(node, &authority.ca(), &["status"]));
+    let regions = status["regions"].as_array().unwrap();
+    let peers = regions.iter().filter_map(|region| region["peers"].as_array()).flatten();
+    peers.filter(|row| row["region"] == peer).find(|row| !row["last_error"].is_null()).unwrap().clone()
+}
+
+/// All three certificates are of one authority. That of c, which is to be trusted as c, used to be enough to be a or b.
+#[test]
+fn a_region_is_who_its_certificate_says_and_nobody_else() {
+    let authority = Authority::new();
+    let dir = tempfile::tempdir().unwrap();
+    let (a_port, b_port, c_port) = (free(), free(), free());
+    let a = named("a", "a", &authority, &named_peers(&[("b", b_port), ("c", c_port)]), a_port, dir.path());
+    done(&secure(&a, &authority.ca(), &["put", "default", "secret", "of a"]));
+    // c's machine says that it is b.
+    let fake = named("c", "b", &authority, &named_peers(&[("a", a_port)]), b_port, dir.path());
+    let refused = eventually("the refusal of c as b", || {
+        let error = peer_row(&fake, &authority, "a")["last_error"].as_str().unwrap_or_default().to_owned();
+        if error.contains("says that it is region b") { Ok(error) } else { Err(error) }
+    });
+    assert!(refused.contains("not one for b"), "{refused}");
+    // Nor does a take anything from whom it reaches where b should be.
+    let error = eventually("a's refusal to dial c as b", || {
+        let error = peer_row(&a, &authority, "b")["last_error"].as_str().unwrap_or_default().to_owned();
+        if error.contains("certificate") { Ok(error) } else { Err(error) }
+    });
+    assert!(error.contains("not valid for name"), "{error}");
+    assert_eq!(done(&secure(&fake, &authority.ca(), &["get", "default", "secret"]))["found"], false);
+    drop(fake);
+
+    let b = named("b", "b", &authority, &named_peers(&[("a", a_port)]), b_port, dir.path());
+    eventually("the true b gets it", || {
+        let read = done(&secure(&b, &authority.ca(), &["get", "default", "secret"]));
+        if read["value"] == "of a" { Ok(()) } else { Err(read.to_string()) }
+    });
+}
+
+#[test]
+fn a_key_that_does_not_fit_is_told_once() {
+    let authority = Authority::new();
+    let mut settings = authority.settings("one");
+    settings[1] = authority.settings("other")[1].clone();
+    let data = tempfile::tempdir().unwrap();
+    let mut command = isle();
+    command.args(["serve", "--set", "region=solo", "--data-dir"]).arg(data.path());
+    for listen in ["client", "peer", "http"] {
+        command.args(["--set", &format!("listen.{listen}=127.0.0.1:0")]);
+    }
+    settings.iter().for_each(|setting| _ = command.args(["--set", setting]));
+    let output = command.output().unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
+    let line = told.lines().find(|line| line.contains("[tls]")).unwrap();
+    assert_eq!(line.matches("does not fit").count(), 1, "{line}");
+    let (_, cause) = line.split_once("does not fit: ").unwrap();
+    assert_eq!(line.matches(cause).count(), 1, "{line}");
 }
 
 fn free() -> u16 {

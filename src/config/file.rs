@@ -61,11 +61,12 @@ impl File<'_> {
     }
 
     fn peers(&self, draft: &mut Draft, value: &DeValue<'_>, place: &str) {
-        let rows = self.rows(draft, "peers", value, place, &["region", "endpoint", "client_endpoint"]);
+        let rows = self.rows(draft, "peers", value, place, &["region", "endpoint", "client_endpoint", "tls_name"]);
         let peer = |mut row: Row| Peer {
             region: row.take("region").unwrap_or_default(),
             endpoint: row.take("endpoint").unwrap_or_default(),
             client_endpoint: row.take("client_endpoint"),
+            tls_name: row.take("tls_name"),
         };
         draft.config.peers = rows.into_iter().map(peer).collect();
     }

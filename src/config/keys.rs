@@ -72,7 +72,7 @@ pub fn help() -> String {
     let keys: String = KEYS.iter().map(line).collect();
     format!(
         "Settings, with their defaults (in the file, as ISLE_… with _ for a dot, or by --set):\n{keys}\
-         \nIn the file alone: [[peers]] region, endpoint, client_endpoint; [[keyspaces]] id, name."
+         \nIn the file alone: [[peers]] region, endpoint, client_endpoint, tls_name; [[keyspaces]] id, name."
     )
 }
 

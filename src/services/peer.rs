@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::stream::{BoxStream, StreamExt};
+use isle_model::Region;
 use isle_node::Node;
 use isle_node::peer::PeerError;
 use isle_proto::v1;
@@ -11,7 +12,9 @@ use isle_proto::v1::peer_server::Peer;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::peer_wire::{self, Identity};
+use crate::connection::Caller;
 use crate::status_table::{of_peer, to_peer};
+use crate::tls::PeerNames;
 
 /// A receiver says hello at once; one that does not must not hold a stream for ever.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -19,12 +22,28 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct PeerService {
     node: Arc<Node>,
     identity: Identity,
+    /// Without TLS nobody shows who he is.
+    names: Option<Arc<PeerNames>>,
 }
 
 impl PeerService {
-    pub fn new(node: Arc<Node>, identity: Identity) -> PeerService {
-        PeerService { node, identity }
+    pub fn new(node: Arc<Node>, identity: Identity, names: Option<Arc<PeerNames>>) -> PeerService {
+        PeerService { node, identity, names }
     }
+
+    /// Refuses a caller whose certificate does not name the region that it says it is.
+    fn vouched(&self, caller: Option<&Caller>, region: &Region) -> Result<(), PeerError> {
+        let Some(names) = &self.names else { return Ok(()) };
+        names.check(region.as_str(), caller).map_err(|error| {
+            let address = caller.map(|caller| caller.address.as_ref()).unwrap_or_default();
+            tracing::warn!(address, %error, "a caller on the peer port is refused");
+            PeerError::Incompatible { reason: error.to_string() }
+        })
+    }
+}
+
+fn caller<T>(request: &Request<T>) -> Option<Caller> {
+    request.extensions().get().cloned()
 }
 
 #[tonic::async_trait]
@@ -35,6 +54,7 @@ impl Peer for PeerService {
         &self,
         request: Request<Streaming<v1::ToSender>>,
     ) -> Result<Response<Self::SubscribeStream>, Status> {
+        let caller = caller(&request);
         let mut messages = request.into_inner();
         let hello = tokio::time::timeout(HELLO_TIMEOUT, messages.message()).await;
         let hello = hello.map_err(|_| refused("no hello came"))??;
@@ -42,6 +62,7 @@ impl Peer for PeerService {
             return Err(refused("the first message is not a hello"));
         };
         let hello = peer_wire::to_hello(hello).map_err(|error| of_peer(&error))?;
+        self.vouched(caller.as_ref(), &hello.region).map_err(|error| of_peer(&error))?;
         let incoming = messages.map(|message| match message {
             Ok(message) => peer_wire::of_receiver(message),
             Err(status) => Err(to_peer(&status)),
@@ -52,8 +73,10 @@ impl Peer for PeerService {
     }
 
     async fn fetch(&self, request: Request<v1::FetchRequest>) -> Result<Response<v1::FetchResponse>, Status> {
+        let caller = caller(&request);
         let fetched = async {
             let asked = peer_wire::to_fetch_request(&self.identity, request.into_inner())?;
+            self.vouched(caller.as_ref(), &asked.asker)?;
             self.node.serve_fetch(asked).await
         };
         let reply = fetched.await.map_err(|error| of_peer(&error))?;
@@ -61,8 +84,10 @@ impl Peer for PeerService {
     }
 
     async fn state(&self, request: Request<v1::StateRequest>) -> Result<Response<v1::StateResponse>, Status> {
+        let caller = caller(&request);
         let taken = async {
             let asked = peer_wire::to_state_request(&self.identity, request.into_inner())?;
+            self.vouched(caller.as_ref(), &asked.asker)?;
             peer_wire::state_response(&self.node.serve_state(asked).await?)
         };
         Ok(Response::new(taken.await.map_err(|error| of_peer(&error))?))

@@ -335,6 +335,7 @@ fn config(site: usize, tuning: &Tuning) -> Config {
         region: (*other).to_owned(),
         endpoint: format!("http://{other}:{PEER_PORT}"),
         client_endpoint: None,
+        tls_name: None,
     };
     let mut config = Config {
         cluster: CLUSTER.to_owned(),
