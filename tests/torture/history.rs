@@ -124,17 +124,23 @@ impl History {
     /// Compares a region with what was told, key by key, and learns what became of the writes without an answer. No write
     /// may be under way.
     pub async fn check(&self, client: &Client) -> Result<()> {
-        let there = everything(client).await?;
-        let mut told = self.0.lock();
-        let wrong: Vec<String> = differences(&told.keys, &there).collect();
-        let count = wrong.len();
-        let shown = wrong.into_iter().take(5).collect::<Vec<_>>().join("\n    ");
-        ensure!(count == 0, "{count} keys are not what was told:\n    {shown}");
-        for (key, belief) in &mut told.keys {
+        let there = self.look(client).await?;
+        for (key, belief) in &mut self.0.lock().keys {
             belief.unsure = None;
             belief.acked = there.get(key).cloned().unwrap_or_default();
         }
         Ok(())
+    }
+
+    /// Compares alone: for a node that does not know itself yet what becomes of its last writes.
+    pub async fn look(&self, client: &Client) -> Result<BTreeMap<String, Record>> {
+        let there = everything(client).await?;
+        let told = self.0.lock();
+        let wrong: Vec<String> = differences(&told.keys, &there).collect();
+        let count = wrong.len();
+        let shown = wrong.into_iter().take(5).collect::<Vec<_>>().join("\n    ");
+        ensure!(count == 0, "{count} keys are not what was told:\n    {shown}");
+        Ok(there)
     }
 
     /// The same for the keys that a client reads one by one: what `get` serves must be what `scan` does.

@@ -20,6 +20,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod budget;
+mod disk_full;
+mod failing_fsync;
 mod history;
 mod kill;
 mod load;
@@ -55,6 +57,8 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { name: "kill", weight: 14, rounds: 5, run: |b| Box::pin(kill::run(b)) },
     Scenario { name: "power", weight: 12, rounds: 2, run: |b| Box::pin(power::ext4(b)) },
     Scenario { name: "power-xfs", weight: 6, rounds: 1, run: |b| Box::pin(power::xfs(b)) },
+    Scenario { name: "disk-full", weight: 8, rounds: 2, run: |b| Box::pin(disk_full::run(b)) },
+    Scenario { name: "failing-fsync", weight: 4, rounds: 2, run: |b| Box::pin(failing_fsync::run(b)) },
 ];
 
 #[derive(Debug, Default)]

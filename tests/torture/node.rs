@@ -128,7 +128,7 @@ impl Node {
     /// Its last words, for a report.
     pub fn tail(&self) -> String {
         let lines = self.lines.lock();
-        lines[lines.len().saturating_sub(12)..].join("\n    ")
+        lines[lines.len().saturating_sub(12)..].join("\n        ")
     }
 
     /// A client that tries nothing twice: what is judged is what the node said, not what a retry made of it.

@@ -137,7 +137,11 @@ impl Disk for RealDisk {
             OpenMode::ReadWrite => options.read(true).write(true),
             OpenMode::Read => options.read(true),
         };
-        Ok(Arc::new(RealFile(options.open(self.path(path))?)))
+        let file = options.open(self.path(path))?;
+        #[cfg(feature = "faults")]
+        return Ok(Arc::new(faults::Failing::new(RealFile(file), self.path(faults::FAIL_SYNC))));
+        #[cfg(not(feature = "faults"))]
+        Ok(Arc::new(RealFile(file)))
     }
 
     fn create_dir(&self, path: &str) -> io::Result<()> {
@@ -173,6 +177,62 @@ impl Disk for RealDisk {
     fn free_bytes(&self) -> io::Result<Option<u64>> {
         let stat = rustix::fs::statvfs(&self.root)?;
         Ok(Some(stat.f_bavail.saturating_mul(stat.f_frsize)))
+    }
+}
+
+/// A failing disk, for tests of the built binary: what a device does when it dies cannot be had otherwise.
+#[cfg(feature = "faults")]
+mod faults {
+    use super::{DiskFile, RealFile};
+    use std::io;
+    use std::path::PathBuf;
+
+    /// While the data directory has a file of this name, the next sync of data fails, does nothing, and takes it away.
+    pub(super) const FAIL_SYNC: &str = "FAIL_SYNC";
+
+    pub(super) struct Failing {
+        file: RealFile,
+        fail_sync: PathBuf,
+    }
+
+    impl Failing {
+        pub(super) fn new(file: RealFile, fail_sync: PathBuf) -> Self {
+            Self { file, fail_sync }
+        }
+    }
+
+    impl DiskFile for Failing {
+        fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+            self.file.read_at(buffer, offset)
+        }
+
+        fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+            self.file.write_at(bytes, offset)
+        }
+
+        fn len(&self) -> io::Result<u64> {
+            self.file.len()
+        }
+
+        fn set_len(&self, len: u64) -> io::Result<()> {
+            self.file.set_len(len)
+        }
+
+        fn preallocate(&self, len: u64) -> io::Result<()> {
+            self.file.preallocate(len)
+        }
+
+        fn sync_data(&self) -> io::Result<()> {
+            const EIO: i32 = 5;
+            match std::fs::remove_file(&self.fail_sync) {
+                Ok(()) => Err(io::Error::from_raw_os_error(EIO)),
+                Err(_) => self.file.sync_data(),
+            }
+        }
+
+        fn sync_all(&self) -> io::Result<()> {
+            self.file.sync_all()
+        }
     }
 }
 
