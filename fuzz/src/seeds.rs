@@ -85,7 +85,8 @@ fn checkpoints() -> Vec<Vec<u8>> {
     let header = part(&fixture("checkpoint_header.bin"));
     let chunk = fixture("checkpoint_chunk.bin");
     let items = storage::CheckpointChunk::decode(&chunk[..]).expect("fixtures are sound").items.len() as u64;
-    let manifest = |chunks, items| part(&storage::CheckpointManifest { chunks, items }.encode_to_vec());
+    let manifest =
+        |chunks, items| part(&storage::CheckpointManifest { chunks, items, ..Default::default() }.encode_to_vec());
     vec![
         with(0, &whole),
         with(1, &[header.clone(), manifest(0, 0)].concat()),
