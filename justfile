@@ -20,6 +20,10 @@ mutants seeds="SEEDS=400":
 fuzz target seconds="60":
     fuzz/run {{target}} {{seconds}}
 
+# Everything a machine room does to a region, for so long in all: `just torture --seconds 900`. One row a scenario.
+torture *args="--seconds 900":
+    cargo test --release --test torture -- {{args}}
+
 # Formats everything.
 fmt:
     cargo fmt --all

@@ -47,6 +47,7 @@ struct Belief {
     acked: Record,
     /// What the write without an answer may have left.
     unsure: Option<Record>,
+    acks: u64,
 }
 
 #[derive(Default)]
@@ -79,6 +80,7 @@ impl History {
         let mut told = self.0.lock();
         told.acks += 1;
         let belief = told.keys.entry(key.to_owned()).or_default();
+        belief.acks += 1;
         let Some(record) = belief.unsure.take() else { return Ok(()) };
         belief.acked = record;
         let expected = total.and(belief.acked.counters.get("n").copied());
@@ -102,6 +104,13 @@ impl History {
 
     pub fn acks(&self) -> u64 {
         self.0.lock().acks
+    }
+
+    /// Of the keys that begin so.
+    pub fn acks_of(&self, prefix: &str) -> u64 {
+        let told = self.0.lock();
+        let keys = told.keys.range(prefix.to_owned()..).take_while(|(key, _)| key.starts_with(prefix));
+        keys.map(|(_, belief)| belief.acks).sum()
     }
 
     /// How often writes were refused, by reason.

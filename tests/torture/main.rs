@@ -20,9 +20,14 @@
 #![allow(clippy::unwrap_used)]
 
 mod budget;
+mod cable;
+mod cluster;
+mod dead_peer;
 mod disk_full;
+mod elsewhere;
 mod failing_fsync;
 mod history;
+mod isolation;
 mod kill;
 mod load;
 mod node;
@@ -59,6 +64,8 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { name: "power-xfs", weight: 6, rounds: 1, run: |b| Box::pin(power::xfs(b)) },
     Scenario { name: "disk-full", weight: 8, rounds: 2, run: |b| Box::pin(disk_full::run(b)) },
     Scenario { name: "failing-fsync", weight: 4, rounds: 2, run: |b| Box::pin(failing_fsync::run(b)) },
+    Scenario { name: "isolation", weight: 18, rounds: 1, run: |b| Box::pin(isolation::run(b)) },
+    Scenario { name: "dead-peer", weight: 12, rounds: 1, run: |b| Box::pin(dead_peer::run(b)) },
 ];
 
 #[derive(Debug, Default)]
@@ -126,13 +133,21 @@ impl Asked {
 
 async fn run_all(asked: &Asked, seed: u64) -> Vec<Row> {
     let wanted: Vec<_> = SCENARIOS.iter().filter(|scenario| asked.wants(scenario.name)).collect();
-    let of = wanted.iter().map(|scenario| scenario.weight).sum::<u32>();
+    // Those are tests of their own in a short run.
+    let programs = || elsewhere::PROGRAMS.iter().filter(|program| asked.seconds.is_some() && asked.wants(program.name));
+    let of = wanted.iter().map(|s| s.weight).sum::<u32>() + programs().map(|p| p.weight).sum::<u32>();
     let mut rows = Vec::new();
     for scenario in wanted {
         let share = asked.share(scenario.weight, of);
         let row = run_one(scenario, Budget::new(seed, share, scenario.rounds)).await;
         tell(&row);
         rows.push(row);
+    }
+    for program in programs() {
+        let share = asked.share(program.weight, of).unwrap_or_default();
+        let more = elsewhere::run(program, share).await;
+        more.iter().for_each(tell);
+        rows.extend(more);
     }
     rows
 }

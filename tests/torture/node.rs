@@ -116,10 +116,6 @@ fn keep_lines(from: impl std::io::Read + Send + 'static, lines: &Arc<Mutex<Vec<S
 }
 
 impl Node {
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
     /// The newest line that holds this.
     pub fn said(&self, text: &str) -> Option<String> {
         self.lines.lock().iter().rev().find(|line| line.contains(text)).cloned()
@@ -166,7 +162,7 @@ impl Node {
 
     /// Memory that is its own and in use, in bytes.
     pub fn resident(&self) -> Result<u64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
         let kib: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
         Ok(kib << 10)
