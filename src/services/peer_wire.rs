@@ -249,12 +249,14 @@ pub fn state_request(identity: &Identity, from: StateRequest) -> v1::StateReques
         shard: from.shard.0,
         start: from.start,
         bytes_max: from.bytes_max,
+        caller_is_behind: from.asker_is_behind,
     }
 }
 
 pub fn to_state_request(identity: &Identity, from: v1::StateRequest) -> Result<StateRequest, PeerError> {
     Ok(StateRequest {
         asker: identity.check(from.caller)?,
+        asker_is_behind: from.caller_is_behind,
         keyspace: KeyspaceId(from.keyspace),
         shard: ShardId(from.shard),
         start: from.start,

@@ -122,6 +122,8 @@ pub struct FetchReply {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StateRequest {
+    /// Whether the asker's disk was found behind: then one that is behind as well may answer.
+    pub asker_is_behind: bool,
     pub asker: Region,
     pub keyspace: KeyspaceId,
     pub shard: ShardId,

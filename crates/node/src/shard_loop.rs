@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use isle_model::{Admission, Delta, Hlc, KeyspaceId, Region, Vector, planted, write};
-use isle_store::{AppendError, Batch, CommitError, LogPosition, ReadError, ShardWriter, StateChunk};
+use isle_store::{AppendError, Batch, Begun, CommitError, LogPosition, ReadError, ShardWriter, StateChunk};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 
 use crate::NodeError;
@@ -226,9 +226,7 @@ fn plan(shared: &Shared, batch: &mut Batch<'_>, job: Job) -> Option<Ready> {
             Ready::Write(answer, written)
         }
         Job::Foreign { origin, deltas, answer } => Ready::Foreign(answer, absorb(shared, batch, &origin, deltas)),
-        Job::Chunk { from, chunk, begins, answer } => {
-            Ready::Chunk(answer, take_chunk(shared, batch, &from, *chunk, begins))
-        }
+        Job::Chunk { from, chunk, pin, answer } => Ready::Chunk(answer, take_chunk(shared, batch, &from, *chunk, pin)),
         Job::StateDone { keyspace, cursors, answer } => {
             batch.state_done(keyspace, cursors);
             Ready::Done(answer)
@@ -305,16 +303,22 @@ fn take_chunk(
     batch: &mut Batch<'_>,
     from: &Region,
     chunk: StateChunk,
-    begins: bool,
+    pin: Option<Vec<(Region, Vector)>>,
 ) -> Result<ChunkTaken, NodeError> {
     if outdated(batch, from, &chunk) {
         return Ok(ChunkTaken::Stale);
     }
     let hlc = shared.tick();
-    if begins {
-        batch.state_begun(chunk.keyspace, from.clone(), chunk.absorbed.clone());
-    }
+    let (keyspace, end) = (chunk.keyspace, chunk.end.clone());
+    let note = |batch: &mut Batch<'_>, pin, next| batch.state_begun(keyspace, from.clone(), Begun { pin, next });
+    let pin = pin.unwrap_or_else(|| {
+        note(batch, chunk.absorbed.clone(), Bytes::new());
+        chunk.absorbed.clone()
+    });
     batch.state_chunk(chunk, hlc).map_err(read_failed)?;
+    if let Some(next) = end {
+        note(batch, pin, next);
+    }
     Ok(ChunkTaken::Merged)
 }
 

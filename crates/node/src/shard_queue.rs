@@ -36,8 +36,8 @@ pub(crate) enum Job {
     Chunk {
         from: Region,
         chunk: Box<StateChunk>,
-        /// Whether it is a transfer's first: its vector is then the transfer's pin.
-        begins: bool,
+        /// What the transfer's first chunk had absorbed; `None` where this is the first.
+        pin: Option<Vec<(Region, Vector)>>,
         answer: Answer<ChunkTaken>,
     },
     StateDone {

@@ -110,7 +110,7 @@ impl Shared {
         let now = clock.monotonic();
         let mut ages = AgeMarks::default();
         ages.note(store.durable(), now);
-        let mut standing = Standing::new(peers.keys().cloned(), store.expired_holders());
+        let mut standing = Standing::new(store.expired_holders());
         for (region, incarnation) in admitted_by(&store, peers.keys()) {
             standing.admit(&region, incarnation);
         }

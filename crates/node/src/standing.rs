@@ -1,8 +1,8 @@
-//! Where this region stands with the others: whom it has compared itself with, whether its disk was found behind, and which
-//! incarnation of each region it admits. Pure: it is told facts and answers questions.
+//! Where this region stands with the others: whether its disk was found behind, and which incarnation of each region it
+//! admits. Pure: it is told facts and answers questions.
 //!
-//! The law it keeps: a region whose disk is below what it once stated serves nobody until complete; one that has not yet
-//! compared itself with every holder serves its clients, but sends no state.
+//! The law it keeps: a region whose disk is below what it once stated serves nobody until complete, but for the states by which
+//! those who are behind complete each other: two complete states bring nothing back that either has forgotten.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,8 +13,6 @@ pub(crate) type Owed = BTreeMap<(KeyspaceId, ShardId), Vec<(Region, Vector)>>;
 
 #[derive(Debug)]
 pub(crate) struct Standing {
-    peers: BTreeSet<Region>,
-    compared: BTreeSet<Region>,
     owed: Owed,
     admitted: BTreeMap<Region, Incarnation>,
     /// Holders away for longer than the horizon: they come back by complete state.
@@ -35,19 +33,12 @@ pub(crate) enum Admittance {
 
 impl Standing {
     /// `expired`: holders that an earlier run gave up, and that have not been completed since.
-    pub(crate) fn new(peers: impl IntoIterator<Item = Region>, expired: BTreeSet<Region>) -> Self {
-        Standing {
-            peers: peers.into_iter().collect(),
-            compared: BTreeSet::new(),
-            owed: Owed::new(),
-            admitted: BTreeMap::new(),
-            expired,
-        }
+    pub(crate) fn new(expired: BTreeSet<Region>) -> Self {
+        Standing { owed: Owed::new(), admitted: BTreeMap::new(), expired }
     }
 
     /// Notes what a peer remembers of this region that its disk does not hold.
-    pub(crate) fn compare(&mut self, peer: &Region, owed: Owed) {
-        self.compared.insert(peer.clone());
+    pub(crate) fn compare(&mut self, owed: Owed) {
         for (stream, vectors) in owed {
             self.owed.entry(stream).or_default().extend(vectors);
         }
@@ -64,12 +55,6 @@ impl Standing {
 
     pub(crate) fn is_behind(&self) -> bool {
         !self.owed.is_empty()
-    }
-
-    /// Whether what this region holds may be taken for complete. A holder that was given up is not waited for: whoever has
-    /// forgotten anything by this region's word has heard that word himself, and says so.
-    pub(crate) fn may_send_state(&self) -> bool {
-        !self.is_behind() && self.peers.iter().all(|peer| self.compared.contains(peer) || self.is_expired(peer))
     }
 
     pub(crate) fn judge(
@@ -130,7 +115,7 @@ mod tests {
     #[test]
     fn a_descendant_is_admitted_and_its_ancestor_then_refused() {
         let (a, tree) = (Region::new("a"), tree());
-        let mut standing = Standing::new([a.clone()], BTreeSet::new());
+        let mut standing = Standing::new(BTreeSet::new());
         assert_eq!(standing.judge(&a, Incarnation(2), &tree, false), Admittance::Admit);
         standing.admit(&a, Incarnation(2));
         assert_eq!(standing.judge(&a, Incarnation(3), &tree, false), Admittance::Admit);
@@ -142,33 +127,24 @@ mod tests {
     #[test]
     fn a_branch_is_admitted_only_once_it_is_complete() {
         let (a, tree) = (Region::new("a"), tree());
-        let mut standing = Standing::new([a.clone()], BTreeSet::new());
+        let mut standing = Standing::new(BTreeSet::new());
         standing.admit(&a, Incarnation(3));
         assert_eq!(standing.judge(&a, Incarnation(4), &tree, false), Admittance::CompleteFirst);
         assert_eq!(standing.judge(&a, Incarnation(4), &tree, true), Admittance::Admit);
     }
 
     #[test]
-    fn no_state_is_sent_before_every_peer_is_compared_nor_while_behind() {
-        let (a, b) = (Region::new("a"), Region::new("b"));
-        let mut standing = Standing::new([a.clone(), b.clone()], BTreeSet::new());
-        standing.compare(&a, Owed::new());
-        assert!(!standing.may_send_state());
+    fn a_region_is_behind_until_what_it_once_had_is_covered() {
+        let a = Region::new("a");
+        let mut standing = Standing::new(BTreeSet::new());
+        standing.compare(Owed::new());
+        assert!(!standing.is_behind());
         let vector = Vector::of(Dot::new(Incarnation(1), 1));
         let stream = (KeyspaceId(1), ShardId(0));
-        standing.compare(&b, Owed::from([(stream, vec![(a, vector)])]));
-        assert!(standing.is_behind() && !standing.may_send_state());
+        standing.compare(Owed::from([(stream, vec![(a, vector)])]));
+        standing.settle(|at, _| at == stream);
+        assert!(standing.is_behind());
         standing.settle(|_, _| false);
-        assert!(standing.may_send_state());
-    }
-
-    #[test]
-    fn a_holder_given_up_is_not_waited_for_but_one_that_is_back_is() {
-        let (a, b) = (Region::new("a"), Region::new("b"));
-        let mut standing = Standing::new([a.clone(), b.clone()], BTreeSet::from([b.clone()]));
-        assert!(!standing.may_send_state());
-        standing.compare(&a, Owed::new());
-        assert!(standing.may_send_state());
-        assert!(standing.welcome_back(&b) && !standing.may_send_state());
+        assert!(!standing.is_behind());
     }
 }

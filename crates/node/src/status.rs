@@ -32,8 +32,6 @@ pub struct NodeStatus {
     pub region: Region,
     pub incarnation: Incarnation,
     pub state: NodeState,
-    /// Whether this region has compared itself with every other since it started.
-    pub compared: bool,
     pub records: u64,
     /// `None` until known. Equal in two regions exactly if they agree.
     pub digest: Option<u128>,
@@ -94,7 +92,6 @@ pub(crate) fn status(shared: &Shared) -> NodeStatus {
         region: shared.me().clone(),
         incarnation: shared.store.incarnation(),
         state: state(shared),
-        compared: shared.standing.lock().may_send_state(),
         records: keyspaces.iter().map(|keyspace| keyspace.records).sum(),
         digest: keyspaces.iter().try_fold(0, sum),
         conflicts_open: stats.conflicts_open,

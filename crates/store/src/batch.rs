@@ -13,6 +13,7 @@ use crate::codec;
 use crate::entry::{Entry, StateChunk};
 use crate::log::{AppendError, LogPosition};
 use crate::memory::{ReadError, Workspace, all_known};
+use crate::meta::Begun;
 use crate::store::Store;
 
 /// The single writer of one shard. Whoever owns it is the shard loop.
@@ -164,10 +165,11 @@ impl Batch<'_> {
         Ok(())
     }
 
-    /// Notes a state transfer before its first chunk is merged, so that after a crash it is known to be unfinished.
-    pub fn state_begun(&mut self, keyspace: KeyspaceId, from: Region, pin: Vec<(Region, Vector)>) {
-        self.work.state_begun(&self.store.memory, keyspace, &from, &pin);
-        self.push(Entry::StateBegun { keyspace, shard: self.work.shard, from, pin });
+    /// Notes how far a state transfer has come: before its first chunk is merged, so that after a crash it is known to be
+    /// unfinished, and behind each, never before it, so that it goes on from what was merged.
+    pub fn state_begun(&mut self, keyspace: KeyspaceId, from: Region, begun: Begun) {
+        self.work.state_begun(&self.store.memory, keyspace, &from, &begun);
+        self.push(Entry::StateBegun { keyspace, shard: self.work.shard, from, begun });
     }
 
     /// Moves the cursors to where a state transfer was pinned, after its last chunk.

@@ -13,7 +13,7 @@ use prost::Message;
 
 use crate::entry::{DeltaHead, Entry, StateChunk};
 use crate::log::LogPosition;
-use crate::meta::{Manifest, Meta, Transfers, ViewMark};
+use crate::meta::{Begun, Manifest, Meta, Transfers, ViewMark};
 use crate::overlay::Item;
 use crate::view_key::{LEDGER, RECORDS, ViewKey};
 
@@ -94,8 +94,8 @@ pub fn encode_entry(entry: &Entry) -> Bytes {
             shard: shard.0,
             cursors: convert::absorbed(cursors.iter().map(|(r, v)| (r, v))),
         }),
-        Entry::StateBegun { keyspace, shard, from, pin } => {
-            Stored::StateBegun(state_begun((*keyspace, *shard), from, pin))
+        Entry::StateBegun { keyspace, shard, from, begun } => {
+            Stored::StateBegun(state_begun((*keyspace, *shard), from, begun))
         }
         Entry::Holder { region, expired } => {
             Stored::Holder(s::Holder { region: region.to_string(), expired: *expired })
@@ -121,8 +121,8 @@ pub fn decode_entry(bytes: Bytes) -> Result<Entry, DecodeError> {
         },
         Stored::StateBegun(begun) => {
             let (keyspace, shard) = (KeyspaceId(begun.keyspace), ShardId(begun.shard));
-            let (from, pin) = to_pin(begun)?;
-            Entry::StateBegun { keyspace, shard, from, pin }
+            let (from, begun) = to_begun(begun)?;
+            Entry::StateBegun { keyspace, shard, from, begun }
         }
         Stored::Holder(holder) => {
             Entry::Holder { region: convert::to_region(&holder.region)?, expired: holder.expired }
@@ -131,13 +131,15 @@ pub fn decode_entry(bytes: Bytes) -> Result<Entry, DecodeError> {
     })
 }
 
-fn state_begun((keyspace, shard): (KeyspaceId, ShardId), from: &Region, pin: &[(Region, Vector)]) -> s::StateBegun {
-    let pin = convert::absorbed(pin.iter().map(|(r, v)| (r, v)));
-    s::StateBegun { keyspace: keyspace.0, shard: shard.0, from: from.to_string(), pin }
+fn state_begun((keyspace, shard): (KeyspaceId, ShardId), from: &Region, begun: &Begun) -> s::StateBegun {
+    let pin = convert::absorbed(begun.pin.iter().map(|(r, v)| (r, v)));
+    let next = begun.next.clone();
+    s::StateBegun { keyspace: keyspace.0, shard: shard.0, from: from.to_string(), pin, next }
 }
 
-fn to_pin(from: s::StateBegun) -> Result<(Region, Vec<(Region, Vector)>), DecodeError> {
-    Ok((convert::to_region(&from.from)?, convert::to_absorbed(from.pin)?))
+fn to_begun(from: s::StateBegun) -> Result<(Region, Begun), DecodeError> {
+    let begun = Begun { pin: convert::to_absorbed(from.pin)?, next: from.next };
+    Ok((convert::to_region(&from.from)?, begun))
 }
 
 /// The delta inside a log entry's bytes, not copied and not decoded; `None` where the entry is something else.
@@ -221,14 +223,14 @@ fn transfers(stream: (KeyspaceId, ShardId), left: &Transfers) -> s::TransferStat
     s::TransferState {
         keyspace: stream.0.0,
         shard: stream.1.0,
-        open: left.open.iter().map(|(from, pin)| state_begun(stream, from, pin)).collect(),
+        open: left.open.iter().map(|(from, begun)| state_begun(stream, from, begun)).collect(),
         shown: (!left.shown.is_empty()).then(|| convert::vector(&left.shown)),
     }
 }
 
 fn to_transfers(from: s::TransferState) -> Result<((KeyspaceId, ShardId), Transfers), DecodeError> {
     let shown = from.shown.as_ref().map(convert::to_vector).transpose()?.unwrap_or_default();
-    let open = from.open.into_iter().map(to_pin).collect::<Result<_, _>>()?;
+    let open = from.open.into_iter().map(to_begun).collect::<Result<_, _>>()?;
     Ok(((KeyspaceId(from.keyspace), ShardId(from.shard)), Transfers { open, shown }))
 }
 

@@ -3,6 +3,8 @@
 use bytes::Bytes;
 use isle_model::{Delta, Hlc, Incarnation, KeyspaceId, LedgerEntry, Record, Region, Row, ShardId, Vector};
 
+use crate::meta::Begun;
+
 #[derive(Clone, Debug, PartialEq)]
 pub enum Entry {
     /// Incarnation rows, ahead of whatever uses them.
@@ -21,12 +23,12 @@ pub enum Entry {
         shard: ShardId,
         cursors: Vec<(Region, Vector)>,
     },
-    /// A state transfer is about to merge its first chunk: what its sender had absorbed before it read that.
+    /// How far a state transfer has come: before its first chunk is merged, and again behind each.
     StateBegun {
         keyspace: KeyspaceId,
         shard: ShardId,
         from: Region,
-        pin: Vec<(Region, Vector)>,
+        begun: Begun,
     },
     /// Whether a holder is given up. A fact of the whole node.
     Holder {

@@ -36,7 +36,7 @@ pub use entry::{DeltaHead, Entry, StateChunk};
 pub use log::{AppendError, LogPosition, SyncError};
 pub use maintain::MaintainError;
 pub use memory::ReadError;
-pub use meta::Transfers;
+pub use meta::{Begun, Transfers};
 pub use open::{BootIdentity, OpenError, Opened, Progress, RecoveryReport};
 pub use store::{KeyspaceStats, LogItem, Page, RowsError, Stats, Store, StoreConfig, Tail, TailError};
 pub use threads::Threads;

@@ -16,7 +16,7 @@ use parking_lot::RwLock;
 
 use crate::entry::StateChunk;
 use crate::log::LogPosition;
-use crate::meta::Transfers;
+use crate::meta::{Begun, Transfers};
 use crate::overlay::{Item, Overlay};
 use crate::view::{View, ViewError};
 use crate::view_key::{LEDGER, RECORDS, ViewKey};
@@ -466,14 +466,8 @@ impl Workspace {
         self.settle_transfers(memory, tree, keyspace);
     }
 
-    pub(crate) fn state_begun(
-        &mut self,
-        memory: &Memory,
-        keyspace: KeyspaceId,
-        from: &Region,
-        pin: &[(Region, Vector)],
-    ) {
-        self.transfers(memory, keyspace).open.insert(from.clone(), pin.to_vec());
+    pub(crate) fn state_begun(&mut self, memory: &Memory, keyspace: KeyspaceId, from: &Region, begun: &Begun) {
+        self.transfers(memory, keyspace).note(from, begun.clone());
     }
 
     fn settle(

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bytes::Bytes;
 use isle_model::{
     Hlc, Incarnation, IncarnationTree, KeyspaceId, Lineage, Record, Region, Seq, ShardId, Streams, Vector,
 };
@@ -39,6 +40,15 @@ impl Meta {
     }
 }
 
+/// A state transfer that is not over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Begun {
+    /// What the sender had absorbed before the first chunk was read: where the cursors will be after the last.
+    pub pin: Vec<(Region, Vector)>,
+    /// Keys below are merged. Empty where nothing is, or counts no more.
+    pub next: Bytes,
+}
+
 /// What the state transfers of one keyspace and shard have left that its cursors do not tell.
 ///
 /// A chunk is read while its sender goes on, so it shows more than the transfer's pin, and the cursors stay below it. The
@@ -46,8 +56,8 @@ impl Meta {
 /// state of this region can give it to others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Transfers {
-    /// Begun and not over: from whom, and what he had absorbed before the first chunk was read.
-    pub open: BTreeMap<Region, Vec<(Region, Vector)>>,
+    /// Begun and not over, by sender.
+    pub open: BTreeMap<Region, Begun>,
     /// Of each incarnation the last dot that merged states showed, where no cursor covers it.
     pub shown: Vector,
 }
@@ -55,6 +65,13 @@ pub struct Transfers {
 impl Transfers {
     pub fn is_empty(&self) -> bool {
         self.open.is_empty() && self.shown.is_empty()
+    }
+
+    /// Notes how far a transfer has come. Another's that was under way starts over: this one's chunks may have brought back what
+    /// its earlier chunks took away.
+    pub(crate) fn note(&mut self, from: &Region, begun: Begun) {
+        self.open.values_mut().for_each(|other| other.next = Bytes::new());
+        self.open.insert(from.clone(), begun);
     }
 
     pub(crate) fn show<'a>(
@@ -70,7 +87,7 @@ impl Transfers {
 
     /// Leaves out what the cursors cover by now.
     pub(crate) fn settle(&mut self, streams: &Streams, lineage: Lineage<'_>) {
-        self.open.retain(|_, pin| streams.is_behind(pin, lineage));
+        self.open.retain(|_, begun| streams.is_behind(&begun.pin, lineage));
         if !self.shown.is_empty() {
             let absorbed = streams.absorbed(lineage);
             let beyond = self.shown.dots().filter(|dot| !absorbed.covers(*dot, lineage));

@@ -478,7 +478,7 @@ impl Replay {
                 work.state_chunk(memory, &self.tree, chunk)?;
                 memory.note_hlc(chunk.taken_at);
             }
-            Entry::StateBegun { keyspace, from, pin, .. } => work.state_begun(memory, *keyspace, from, pin),
+            Entry::StateBegun { keyspace, from, begun, .. } => work.state_begun(memory, *keyspace, from, begun),
             Entry::StateDone { keyspace, cursors, .. } => work.state_done(memory, &self.tree, *keyspace, cursors),
         }
         let mut shard = memory.shard(shard).write();

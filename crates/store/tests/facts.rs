@@ -7,7 +7,7 @@ use bytes::Bytes;
 use isle_model::write::{Writer, plan};
 use isle_model::{Epoch, Hlc, Incarnation, KeyspaceId, Mutation, Precondition, Record, Region, ShardId, Value, Vector};
 use isle_store::disk::{Crash, MemoryDisk};
-use isle_store::{BootIdentity, LogPosition, ShardWriter, StateChunk, Store, StoreConfig, ViewPlace, codec};
+use isle_store::{Begun, BootIdentity, LogPosition, ShardWriter, StateChunk, Store, StoreConfig, ViewPlace, codec};
 
 const KS: KeyspaceId = KeyspaceId(1);
 const SHARD: ShardId = ShardId(0);
@@ -149,7 +149,8 @@ fn a_transfer_is_open_until_its_pin_is_reached_and_what_it_showed_until_the_stre
     let pin: Vec<(Region, Vector)> = b.store.streams(KS, SHARD).applied().clone().into_iter().collect();
     a.learn(&b);
     let mut batch = a.writer.begin();
-    batch.state_begun(KS, from.clone(), pin.clone());
+    let begun = Begun { pin: pin.clone(), next: Bytes::from("m") };
+    batch.state_begun(KS, from.clone(), begun.clone());
     let _ = batch.commit().unwrap();
     // The chunk is read after the pin was, and shows more.
     b.put("second", "y", Hlc::from_ms(6));
@@ -159,11 +160,11 @@ fn a_transfer_is_open_until_its_pin_is_reached_and_what_it_showed_until_the_stre
 
     a = after_crash(a, &mut disk, 2);
     let (at, left) = a.store.transfers().pop().unwrap();
-    assert_eq!((at, left.open.get(&from)), (stream, Some(&pin)));
+    assert_eq!((at, left.open.get(&from)), (stream, Some(&begun)));
     a.outgrow_the_log();
     a = after_crash(a, &mut disk, 3);
     let (_, left) = a.store.transfers().pop().unwrap();
-    assert_eq!(left.open.get(&from), Some(&pin));
+    assert_eq!(left.open.get(&from), Some(&begun));
     let dots = |record: &Record| record.dots().max().unwrap();
     let second = dots(&b.store.get(KS, b"second").unwrap().unwrap());
     assert_eq!(left.shown, Vector::of(second));

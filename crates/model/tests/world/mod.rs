@@ -719,6 +719,13 @@ impl World {
             crashed.extend((0..3).filter(|o| *o != n && rng.percent(70)));
         }
         crashed.iter().for_each(|n| self.crash_one(*n, rng));
+        if self.lying {
+            // Nobody knows yet who is behind, and states are given: they must do no harm.
+            for _ in 0..rng.below(3) {
+                let from = crashed[rng.below(crashed.len())];
+                self.complete_from((from + 1 + rng.below(2)) % 3, from);
+            }
+        }
         let behind: Vec<usize> = crashed.iter().copied().filter(|n| self.learn_of_being_behind(*n)).collect();
         self.tally.behind_together += usize::from(behind.len() > 1);
         for n in behind {

@@ -67,7 +67,7 @@ pub(crate) fn meet(shared: &Shared, hello: &Hello, dialled: Option<&Region>) -> 
     let is_complete = is_complete(shared, hello);
     let tree = shared.store.tree();
     let mut standing = shared.standing.lock();
-    standing.compare(&hello.region, owed);
+    standing.compare(owed);
     match standing.judge(&hello.region, hello.incarnation, &tree, is_complete) {
         Admittance::Admit => {
             standing.admit(&hello.region, hello.incarnation);

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use isle_model::{Delta, Region, Vector};
-use isle_store::codec;
+use isle_store::{Begun, codec};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
@@ -45,17 +45,10 @@ enum RepairError {
     Corrupt(String),
 }
 
-/// How far a transfer has come. It goes on after a broken link.
-#[derive(Clone, Debug)]
-struct Transfer {
-    start: Bytes,
-    /// What the sender had absorbed before the first chunk was read.
-    absorbed: Vec<(Region, Vector)>,
-}
-
 pub(crate) struct Repair {
     shared: Arc<Shared>,
-    transfers: BTreeMap<(Region, StreamKey), Transfer>,
+    /// How far transfers have come. They go on after a broken link, and after a restart.
+    transfers: BTreeMap<(Region, StreamKey), Begun>,
     /// Since when what a survivor has of a stream is missing here.
     missing_since: BTreeMap<(Region, StreamKey), Duration>,
     completions: BTreeMap<StreamKey, Completion>,
@@ -81,14 +74,19 @@ struct Completion {
 
 impl Repair {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        let mut transfers = BTreeMap::new();
         for (stream, left) in shared.store.transfers() {
-            // What the last run left unfinished begins anew.
-            let senders = left.open.keys().filter(|from| shared.peers.contains_key(*from));
-            senders.for_each(|from| shared.want_state(from, stream));
+            // What the last run left unfinished is finished.
+            for (from, begun) in left.open.into_iter().filter(|(from, _)| shared.peers.contains_key(from)) {
+                shared.want_state(&from, stream);
+                if !begun.next.is_empty() {
+                    transfers.insert((from, stream), begun);
+                }
+            }
         }
         Repair {
             shared,
-            transfers: BTreeMap::new(),
+            transfers,
             missing_since: BTreeMap::new(),
             completions: BTreeMap::new(),
             shown: BTreeMap::new(),
@@ -194,8 +192,7 @@ impl Repair {
         }
     }
 
-    /// What nobody can give is lost: several disks were behind at once. One complete state is enough to bring nothing back
-    /// that was forgotten, since whoever is not behind has absorbed all that anybody forgot.
+    /// What nobody can give is lost: several disks were behind at once.
     fn consider_lost(&mut self, stream: StreamKey) {
         let completion = self.completions.entry(stream).or_default();
         let now = self.shared.now();
@@ -227,10 +224,6 @@ impl Repair {
 
     /// Takes the complete state of one keyspace and shard, from where an earlier attempt left off.
     async fn take_state(&mut self, from: &Region, stream: StreamKey) -> Result<(), RepairError> {
-        if self.shared.standing.lock().is_expired(from) {
-            // It may hold what was deleted and forgotten meanwhile: first it is completed itself.
-            return Err(PeerError::NotReady { reason: format!("{from} was away too long and is not complete") }.into());
-        }
         let peer = self.peer(from)?;
         self.shared.completing.lock().insert((from.clone(), stream));
         let taken = self.take_chunks(peer.as_ref(), from, stream).await;
@@ -254,7 +247,7 @@ impl Repair {
         let key = (from.clone(), stream);
         let mut stale = 0;
         loop {
-            let start = self.transfers.get(&key).map_or_else(Bytes::new, |transfer| transfer.start.clone());
+            let start = self.transfers.get(&key).map_or_else(Bytes::new, |begun| begun.next.clone());
             let StateReply { rows, chunk } = self.ask_state(peer, stream, start.clone()).await?;
             learn(&self.shared, rows)?;
             let sound = (chunk.keyspace, chunk.shard) == stream
@@ -282,28 +275,32 @@ impl Repair {
             if let Some(counters) = self.shared.counters.peer(from) {
                 counters.state_chunks_in.add(1);
             }
-            let transfer = self.transfers.entry(key.clone()).or_insert(Transfer { start: Bytes::new(), absorbed });
+            // This state may have brought back what another, older or newer, took away in its range: that starts over.
+            self.transfers.retain(|(other, at), _| at != &stream || other == from);
+            let begun = self.transfers.entry(key.clone()).or_insert(Begun { next: Bytes::new(), pin: absorbed });
             match end {
-                Some(end) => transfer.start = end,
+                Some(end) => begun.next = end,
                 None => break,
             }
         }
         let Some(done) = self.transfers.remove(&key) else { return Ok(()) };
-        self.finish(stream, done.absorbed).await
+        self.finish(stream, done.pin).await
     }
 
     async fn ask_state(&self, peer: &dyn Peer, stream: StreamKey, start: Bytes) -> Result<StateReply, PeerError> {
         let (keyspace, shard) = stream;
-        let ask = StateRequest { asker: self.shared.me().clone(), keyspace, shard, start, bytes_max: CHUNK_BYTES };
+        let asker_is_behind = self.shared.standing.lock().is_behind();
+        let asker = self.shared.me().clone();
+        let ask = StateRequest { asker_is_behind, asker, keyspace, shard, start, bytes_max: CHUNK_BYTES };
         timeout(CALL_MAX, peer.state(ask)).await.map_err(late)?
     }
 
     /// Whether a chunk's vector covers that of the transfer's first.
     fn continues(&self, key: &(Region, StreamKey), absorbed: &[(Region, Vector)]) -> bool {
-        let Some(transfer) = self.transfers.get(key) else { return true };
+        let Some(begun) = self.transfers.get(key) else { return true };
         let tree = self.shared.store.tree();
         let lineage = tree.shard(key.1.1);
-        transfer.absorbed.iter().all(|(region, first)| {
+        begun.pin.iter().all(|(region, first)| {
             absorbed.iter().any(|(other, now)| other == region && now.covers_all(first, lineage))
         })
     }
@@ -315,9 +312,9 @@ impl Repair {
         chunk: isle_store::StateChunk,
     ) -> Result<ChunkTaken, RepairError> {
         let queue = self.queue(stream)?;
-        let begins = !self.transfers.contains_key(&(from.clone(), stream));
+        let pin = self.transfers.get(&(from.clone(), stream)).map(|begun| begun.pin.clone());
         let (from, bytes, chunk) = (from.clone(), chunk_bytes(&chunk), Box::new(chunk));
-        let answer = queue.submit(bytes, |answer| Job::Chunk { from, chunk, begins, answer }).await?;
+        let answer = queue.submit(bytes, |answer| Job::Chunk { from, chunk, pin, answer }).await?;
         Ok(answer_of(answer).await?)
     }
 

@@ -1,8 +1,8 @@
 //! Answers to other regions that are not streams of this region's own: a lost region's stream, from this node's log, and
 //! complete states.
 //!
-//! The law it keeps: nothing is answered before this region has compared itself with every holder, and nothing at all while
-//! it is behind; and everything passes the egress gate.
+//! The law it keeps: while this region is behind, only those who are behind themselves are answered, by states; and everything
+//! passes the egress gate.
 
 use std::collections::BTreeMap;
 
@@ -25,7 +25,7 @@ const HINTS_MAX: usize = 1024;
 pub(crate) struct FetchHints(Mutex<BTreeMap<(Region, StreamKey), (Vector, LogPosition)>>);
 
 pub(crate) fn serve_fetch(shared: &Shared, hints: &FetchHints, ask: &FetchRequest) -> Result<FetchReply, PeerError> {
-    check(shared, &ask.asker, (ask.keyspace, ask.shard))?;
+    check(shared, &ask.asker, (ask.keyspace, ask.shard), false)?;
     let stream = (ask.keyspace, ask.shard);
     // Before the log is read: what is absorbed meanwhile is for the next fetch.
     let cursor = shared.store.durable_streams(ask.keyspace, ask.shard).cursor(&ask.origin);
@@ -103,7 +103,7 @@ impl FetchHints {
 }
 
 pub(crate) fn serve_state(shared: &Shared, ask: &StateRequest) -> Result<StateReply, PeerError> {
-    check(shared, &ask.asker, (ask.keyspace, ask.shard))?;
+    check(shared, &ask.asker, (ask.keyspace, ask.shard), ask.asker_is_behind)?;
     let limit = (ask.bytes_max as usize).min(REPLY_BYTES_MAX);
     let chunk: StateChunk = shared
         .store
@@ -115,13 +115,13 @@ pub(crate) fn serve_state(shared: &Shared, ask: &StateRequest) -> Result<StateRe
     Ok(StateReply { rows, chunk })
 }
 
-fn check(shared: &Shared, asker: &Region, stream: StreamKey) -> Result<(), PeerError> {
+fn check(shared: &Shared, asker: &Region, stream: StreamKey, asker_is_behind: bool) -> Result<(), PeerError> {
     if !egress_gate(&shared.config, asker, stream.0) || shared.queue(stream.1).is_none() {
         let reason = format!("keyspace {} shard {} is not for {asker}", stream.0.0, stream.1.0);
         return Err(PeerError::Incompatible { reason });
     }
-    if !shared.standing.lock().may_send_state() {
-        return Err(PeerError::NotReady { reason: "it has not compared itself with every region yet".to_owned() });
+    if shared.standing.lock().is_behind() && !asker_is_behind {
+        return Err(PeerError::NotReady { reason: "its disk was found behind, and it is being completed".to_owned() });
     }
     Ok(())
 }

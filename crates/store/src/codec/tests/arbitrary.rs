@@ -166,11 +166,11 @@ pub fn entry() -> impl Strategy<Value = Entry> {
         shard: ShardId(shard),
         cursors,
     });
-    let begun = (stream(), region(), absorbed()).prop_map(|((keyspace, shard), from, pin)| Entry::StateBegun {
+    let begun = (stream(), region(), begun()).prop_map(|((keyspace, shard), from, begun)| Entry::StateBegun {
         keyspace: KeyspaceId(keyspace),
         shard: ShardId(shard),
         from,
-        pin,
+        begun,
     });
     prop_oneof![
         vec(row(), 0..4).prop_map(Entry::Rows),
@@ -190,8 +190,12 @@ fn streams() -> impl Strategy<Value = Streams> {
         .prop_map(|(applied, heard, last_own)| Streams::from_parts(applied, heard, last_own))
 }
 
+fn begun() -> impl Strategy<Value = Begun> {
+    (absorbed(), vec(any::<u8>(), 0..8)).prop_map(|(pin, next)| Begun { pin, next: Bytes::from(next) })
+}
+
 fn transfers() -> impl Strategy<Value = Transfers> {
-    (btree_map(region(), absorbed(), 0..3), vector()).prop_map(|(open, shown)| Transfers { open, shown })
+    (btree_map(region(), begun(), 0..3), vector()).prop_map(|(open, shown)| Transfers { open, shown })
 }
 
 pub fn meta() -> impl Strategy<Value = Meta> {

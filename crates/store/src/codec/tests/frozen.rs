@@ -152,7 +152,10 @@ fn manifest_with_rows() -> Manifest {
 }
 
 fn view_mark_with_facts() -> ViewMark {
-    let left = Transfers { open: BTreeMap::from([(west(), absorbed())]), shown: Vector::of(Dot::new(B, 12)) };
+    let left = Transfers {
+        open: BTreeMap::from([(west(), Begun { pin: absorbed(), next: Bytes::new() })]),
+        shown: Vector::of(Dot::new(B, 12)),
+    };
     let meta = Meta {
         hlc_high: Hlc(0x0190_0000_0000_0003),
         expired: [west()].into(),
@@ -216,7 +219,19 @@ fn all() -> Vec<Frozen> {
         entry("entry_forget", Entry::Forget { keyspace, shard, key: KEY }),
         entry("entry_state_chunk", Entry::StateChunk(state_chunk())),
         entry("entry_state_done", Entry::StateDone { keyspace, shard, cursors: absorbed() }),
-        entry("entry_state_begun", Entry::StateBegun { keyspace, shard, from: west(), pin: absorbed() }),
+        entry(
+            "entry_state_begun",
+            Entry::StateBegun { keyspace, shard, from: west(), begun: Begun { pin: absorbed(), next: Bytes::new() } },
+        ),
+        entry(
+            "entry_state_under_way",
+            Entry::StateBegun {
+                keyspace,
+                shard,
+                from: west(),
+                begun: Begun { pin: absorbed(), next: Bytes::from("m") },
+            },
+        ),
         entry("entry_holder", Entry::Holder { region: west(), expired: true }),
         entry("entry_delta_ahead", Entry::DeltaAhead(write())),
         frozen("view_mark", view_mark(), encode_view_mark, decode_view_mark),
