@@ -64,6 +64,8 @@ pub enum LogError {
     Version { segment: u32, version: u32 },
     #[error("commit log segment {missing} is missing before segment {segment}: repair it from a peer")]
     Missing { missing: u32, segment: u32 },
+    #[error("commit log is gone, although it was durable up to {known}: repair it from a peer")]
+    Gone { known: LogPosition },
     #[error("commit log is needed from {replay_from}, but starts at {oldest}: start from a newer checkpoint")]
     Trimmed { replay_from: LogPosition, oldest: LogPosition },
     #[error("commit log has used up its segment numbers")]
@@ -90,14 +92,14 @@ pub(crate) struct Recovered {
     pub next_number: u32,
 }
 
-fn io(what: &'static str) -> impl Fn(io::Error) -> LogError {
+pub(super) fn io(what: &'static str) -> impl Fn(io::Error) -> LogError {
     move |source| LogError::Io { what, source }
 }
 
 /// A segment file as found.
-struct Found {
-    header: Header,
-    file: Arc<dyn DiskFile>,
+pub(super) struct Found {
+    pub(super) header: Header,
+    pub(super) file: Arc<dyn DiskFile>,
     len: u32,
     first_note: Option<Note>,
     /// Where its frames end, once known.
@@ -106,16 +108,16 @@ struct Found {
 }
 
 impl Found {
-    fn number(&self) -> u32 {
+    pub(super) fn number(&self) -> u32 {
         self.header.number
     }
 
-    fn end(&self) -> LogPosition {
+    pub(super) fn end(&self) -> LogPosition {
         LogPosition::new(self.number(), self.end)
     }
 
     /// Where the log before this segment ended, as far as the segment itself says.
-    fn previous_end(&self) -> Option<LogPosition> {
+    pub(super) fn previous_end(&self) -> Option<LogPosition> {
         self.header.previous_end.or(self.first_note.map(|note| note.previous_end))
     }
 
@@ -133,24 +135,25 @@ pub(crate) fn recover(
     let numbers = list(disk)?;
     let found = load(disk, &numbers, known.durable)?;
     check_chain(&found)?;
+    check_there(&found, known)?;
     let oldest = found.first().map_or(LogPosition::ZERO, |_| previous_end(&found, 0));
     if known.replay_from < oldest {
         return Err(LogError::Trimmed { replay_from: known.replay_from, oldest });
     }
     let highest = numbers.last().copied().unwrap_or(0).max(known.replay_from.segment()).max(known.durable.segment());
-    let mut recovery = Recovery { known, found, noted: known.durable, report: RecoveryReport::default() };
+    let mut recovery = Recovery::new(known, found);
     recovery.scan(visit, progress)?;
     recovery.seal(disk, &numbers)?;
     let next_number = highest.checked_add(1).ok_or(LogError::NumbersExhausted)?;
     Ok(recovery.finish(next_number))
 }
 
-fn list(disk: &dyn Disk) -> Result<Vec<u32>, LogError> {
+pub(super) fn list(disk: &dyn Disk) -> Result<Vec<u32>, LogError> {
     let names = disk.list(DIRECTORY).map_err(io("listing segments"))?;
     Ok(names.iter().filter_map(|name| number_of(name)).collect())
 }
 
-fn load(disk: &dyn Disk, numbers: &[u32], durable: LogPosition) -> Result<Vec<Found>, LogError> {
+pub(super) fn load(disk: &dyn Disk, numbers: &[u32], durable: LogPosition) -> Result<Vec<Found>, LogError> {
     let mut found = Vec::with_capacity(numbers.len());
     for &number in numbers {
         let file = disk.open(&path_of(number), OpenMode::ReadWrite).map_err(io("opening a segment"))?;
@@ -180,8 +183,14 @@ fn blank(file: &dyn DiskFile) -> Result<bool, LogError> {
     Ok(remains.data_end == HEADER_BYTES)
 }
 
+/// However far a log is trimmed, its last segment stays.
+pub(super) fn check_there(found: &[Found], known: Known) -> Result<(), LogError> {
+    let known = known.replay_from.max(known.durable);
+    if found.is_empty() && known > LogPosition::ZERO { Err(LogError::Gone { known }) } else { Ok(()) }
+}
+
 /// Each segment names the one before it, so one that is missing in between is missed.
-fn check_chain(found: &[Found]) -> Result<(), LogError> {
+pub(super) fn check_chain(found: &[Found]) -> Result<(), LogError> {
     for pair in found.windows(2) {
         if pair[1].header.follows != pair[0].number() {
             return Err(LogError::Missing { missing: pair[1].header.follows, segment: pair[1].number() });
@@ -191,7 +200,7 @@ fn check_chain(found: &[Found]) -> Result<(), LogError> {
 }
 
 /// Where the log before segment `index` ended, from what it or those after it say.
-fn previous_end(found: &[Found], index: usize) -> LogPosition {
+pub(super) fn previous_end(found: &[Found], index: usize) -> LogPosition {
     let this = &found[index];
     let below = |end: &LogPosition| end.segment() < this.number();
     let said = found[index..].iter().find_map(Found::previous_end).filter(below);
@@ -204,16 +213,20 @@ fn previous_end(found: &[Found], index: usize) -> LogPosition {
     })
 }
 
-struct Recovery {
+pub(super) struct Recovery {
     known: Known,
-    found: Vec<Found>,
+    pub(super) found: Vec<Found>,
     /// The highest position known as durable, so far.
     noted: LogPosition,
-    report: RecoveryReport,
+    pub(super) report: RecoveryReport,
 }
 
 impl Recovery {
-    fn scan(&mut self, visit: &mut Visit<'_>, progress: &mut dyn FnMut(Progress)) -> Result<(), LogError> {
+    pub(super) fn new(known: Known, found: Vec<Found>) -> Recovery {
+        Recovery { known, found, noted: known.durable, report: RecoveryReport::default() }
+    }
+
+    pub(super) fn scan(&mut self, visit: &mut Visit<'_>, progress: &mut dyn FnMut(Progress)) -> Result<(), LogError> {
         let needed = |found: &&Found| found.number() >= self.known.replay_from.segment();
         let total = self.found.iter().filter(needed).map(|found| u64::from(found.len - HEADER_BYTES)).sum();
         for index in 0..self.found.len() {

@@ -126,12 +126,23 @@ fn a_damaged_entry_is_named_when_it_is_read() {
 #[test]
 fn a_log_that_lost_its_end_says_so_and_does_not_reuse_positions() {
     let disk = MemoryDisk::new();
-    let known = LogOptions { replay_from: at(40, 5000), known_durable: at(41, 5000), ..options(1) };
+    let log = open(&disk, 1).log;
+    log.append(&[payload(1, 1)]).unwrap();
+    log.close().unwrap();
+    let end = log.durable();
+    let known = LogOptions { replay_from: at(40, 5000), known_durable: at(41, 5000), ..options(2) };
     let opened = try_open(&disk, &known).unwrap();
-    assert_eq!(opened.report.end, LogPosition::ZERO);
-    assert!(opened.log.append(&[payload(1, 1)]).unwrap().end > known.known_durable);
+    assert_eq!(opened.report.end, end);
+    assert!(opened.log.append(&[payload(2, 2)]).unwrap().end > known.known_durable);
     opened.log.sync().unwrap();
-    assert_eq!(read_all(&opened.log, 100).len(), 1);
+    assert_eq!(payloads(&read_all(&opened.log, 100)), [payload(1, 1), payload(2, 2)]);
+}
+
+#[test]
+fn a_log_that_is_gone_altogether_is_missed() {
+    let known = LogOptions { known_durable: at(41, 5000), ..options(1) };
+    let error = try_open(&MemoryDisk::new(), &known).err().unwrap();
+    assert!(matches!(error, LogError::Gone { known } if known == at(41, 5000)), "{error}");
 }
 
 #[test]
