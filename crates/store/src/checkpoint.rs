@@ -40,7 +40,7 @@ impl CheckpointError {
     }
 }
 
-fn name_of(position: LogPosition) -> String {
+pub(crate) fn name_of(position: LogPosition) -> String {
     format!("{DIRECTORY}/{:016x}.ckpt", position.0)
 }
 

@@ -5,6 +5,7 @@
 //! the callers.
 
 mod memory;
+mod scratch;
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -13,6 +14,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 pub use memory::{Crash, MemoryDisk};
+pub(crate) use scratch::ScratchDisk;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OpenMode {

@@ -9,6 +9,7 @@
 //! open       from what is on the disk to a store that serves
 //! entry      what the log holds          meta       what a node knows beside its records
 //! codec      model ⇄ stored bytes        disk       the one seam for every file operation
+//! doctor     looks a stopped directory over, and repairs it
 //! ```
 //! The law it keeps: acked means durable. Nothing is visible, shipped or acknowledged before the log has it on the disk.
 //! What an entry does to a record is the model's; when to sync, drain and trim is the node's.
@@ -17,6 +18,7 @@ mod batch;
 mod checkpoint;
 pub mod codec;
 pub mod disk;
+pub mod doctor;
 mod entry;
 pub mod group_commit;
 pub mod log;

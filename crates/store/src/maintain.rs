@@ -354,14 +354,37 @@ impl Store {
         view
     }
 
+    /// Everything that is published goes into the view.
+    fn drain(&self, state: &mut Maintenance) -> Result<Meta, MaintainError> {
+        let mut pass = Pass { meta: self.published_meta(), shard: 0, after: None };
+        while !self.drain_some(state, &mut pass)? {}
+        Ok(pass.meta)
+    }
+
+    /// For the doctor, who reads the view alone.
+    pub(crate) fn drain_all(&self) -> Result<(), MaintainError> {
+        self.drain(&mut self.maintenance.lock()).map(|_| ())
+    }
+
+    /// Writes a checkpoint of everything that is published, whatever log there is since the last.
+    pub(crate) fn checkpoint_now(&self) -> Result<(), MaintainError> {
+        let mut state = self.maintenance.lock();
+        self.abandon_checkpoint(&mut state);
+        let meta = self.drain(&mut state)?;
+        self.view_flush(&mut state, &meta)?;
+        state.checkpoint = Some(CheckpointWriter::begin(self.disk.as_ref(), meta)?);
+        while state.checkpoint.is_some() {
+            self.write_checkpoint(&mut state)?;
+        }
+        Ok(())
+    }
+
     /// A view that has failed, or has no space, is left as it is marked: the next start replays the log, or rebuilds it.
     fn close_view(&self, state: &mut Maintenance) -> Result<(), MaintainError> {
         if self.view_failure().is_some() || self.short_of_space.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let meta = self.published_meta();
-        let mut pass = Pass { meta: meta.clone(), shard: 0, after: None };
-        while !self.drain_some(state, &mut pass)? {}
+        let meta = self.drain(state)?;
         state.seal = self.memory.view.flush()?;
         self.mark_view(state, &meta, true)?;
         state.view_position = meta.position;

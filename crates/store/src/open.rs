@@ -29,11 +29,11 @@ use crate::store::{Store, StoreConfig};
 use crate::view::{View, ViewError, ViewPlace, directory_of};
 use crate::view_key::{LEDGER, ViewKey};
 
-const FORMAT_FILE: &str = "FORMAT";
+pub(crate) const FORMAT_FILE: &str = "FORMAT";
 /// The version of everything in the data directory.
-const FORMAT: &str = "isle data directory, format 1\n";
+pub(crate) const FORMAT: &str = "isle data directory, format 1\n";
 /// Whose data it is: another region's directory, or another number of shards, would be read as this one's.
-const IDENTITY_FILE: &str = "IDENTITY";
+pub(crate) const IDENTITY_FILE: &str = "IDENTITY";
 const LOCK_FILE: &str = "LOCK";
 /// While replaying, the overlay is drained whenever it has grown to this.
 const REPLAY_OVERLAY_BYTES: usize = 16 << 20;
@@ -173,7 +173,7 @@ impl Store {
 }
 
 /// Takes the lock of a real directory. The operating system lets go of it when the process ends, however it ends.
-fn lock(place: &ViewPlace) -> Result<Option<std::fs::File>, OpenError> {
+pub(crate) fn lock(place: &ViewPlace) -> Result<Option<std::fs::File>, OpenError> {
     let ViewPlace::Directory(root) = place else { return Ok(None) };
     let file = std::fs::File::options().create(true).truncate(false).write(true).open(root.join(LOCK_FILE))?;
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
@@ -194,7 +194,7 @@ fn check_format(disk: &dyn Disk) -> Result<(), OpenError> {
 
 /// Written before FORMAT, so that a directory with a format has an owner.
 fn check_identity(disk: &dyn Disk, config: &StoreConfig) -> Result<(), OpenError> {
-    let asked = format!("region {}\nshards {}\n", config.region, config.shards);
+    let asked = identity_of(&config.region, config.shards);
     if !disk.exists(IDENTITY_FILE)? {
         disk.write_atomic(IDENTITY_FILE, asked.as_bytes())?;
         return Ok(());
@@ -209,6 +209,17 @@ fn check_identity(disk: &dyn Disk, config: &StoreConfig) -> Result<(), OpenError
         return Err(OpenError::Region { found: region, asked: config.region.clone() });
     }
     Err(OpenError::Shards { found: line("shards ").parse().unwrap_or(0), asked: config.shards })
+}
+
+pub(crate) fn identity_of(region: &Region, shards: u32) -> String {
+    format!("region {region}\nshards {shards}\n")
+}
+
+/// `None` where it is not what was written.
+pub(crate) fn parse_identity(text: &str) -> Option<(Region, u32)> {
+    let (region, shards) = text.strip_prefix("region ")?.strip_suffix('\n')?.split_once("\nshards ")?;
+    let found = (Region::new(region), shards.parse().ok()?);
+    (identity_of(&found.0, found.1) == text).then_some(found)
 }
 
 /// The view that recovery starts from, and what it holds.
@@ -281,7 +292,7 @@ fn owned_by(mark: ViewMark, boot: &BootIdentity) -> ViewMark {
     ViewMark { boot_id: boot.boot_id.clone(), mount_id: boot.mount_id.clone(), ..mark }
 }
 
-fn write_mark(disk: &dyn Disk, mark: &ViewMark) -> std::io::Result<()> {
+pub(crate) fn write_mark(disk: &dyn Disk, mark: &ViewMark) -> std::io::Result<()> {
     disk.write_atomic(VIEW_FILE, &codec::encode_view_mark(mark))
 }
 
@@ -353,7 +364,7 @@ fn read_mark(disk: &dyn Disk) -> Result<Option<ViewMark>, OpenError> {
 }
 
 /// Why a view may not be trusted; `None` if it may.
-fn distrust(mark: &ViewMark, place: &ViewPlace, boot: &BootIdentity) -> Option<&'static str> {
+pub(crate) fn distrust(mark: &ViewMark, place: &ViewPlace, boot: &BootIdentity) -> Option<&'static str> {
     let ViewPlace::Directory(root) = place else { return Some("it was temporary") };
     if !directory_of(root, mark.generation).join("db").exists() {
         return Some("its directory is gone");
@@ -383,7 +394,7 @@ fn remove_views(place: &ViewPlace) -> Result<(), OpenError> {
     Ok(())
 }
 
-fn is_view(path: &Path) -> bool {
+pub(crate) fn is_view(path: &Path) -> bool {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     name.strip_prefix("view-").is_some_and(|n| n.parse::<u64>().is_ok())
 }

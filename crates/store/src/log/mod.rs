@@ -20,11 +20,14 @@ mod recent;
 mod recovery;
 mod scan;
 mod segment;
+mod survey;
 
 pub use commit_log::{AppendError, Appended, CommitLog, LogOptions, ReadError, SyncError};
 pub use frame::PAYLOAD_BYTES_MAX;
 pub use position::LogPosition;
 pub use recovery::{Cut, LogError, Progress, RecoveryReport};
+pub(crate) use segment::{DIRECTORY, HEADER_BYTES as SEGMENT_HEADER_BYTES, Header, Prepared, number_of, path_of};
+pub(crate) use survey::{Damage, Survey, is_last_entry, survey};
 
 use bytes::Bytes;
 
