@@ -3,6 +3,7 @@
 
 mod delete;
 mod dev;
+mod doctor;
 mod export;
 mod get;
 mod import;
@@ -87,6 +88,8 @@ enum Command {
     Export(export::Export),
     /// Show every region: records, digests, conflicts, lag
     Status(status::Status),
+    /// Check a stopped node's data directory, and repair it
+    Doctor(doctor::Doctor),
     /// Cut, heal or slow the links of `isle dev`
     Link(link::Link),
 }
@@ -161,6 +164,7 @@ fn carry_out(cli: Cli) -> Result<(), Failure> {
             Command::Import(command) => command.run(global).await,
             Command::Export(command) => command.run(global).await,
             Command::Status(command) => command.run(global).await,
+            Command::Doctor(command) => command.run(global),
             Command::Link(command) => command.run(global).await,
         }
     })
