@@ -44,16 +44,18 @@ pub struct Target {
 
 /// Twice what the largest part of a message takes for its two bytes, and as much again while a list grows.
 const PARTS: usize = 600;
-const SMALL: usize = 64 << 10;
+/// What comes from peers is weighed before it is decoded: 32 times, as much again while a list grows, and the model's own.
+const WEIGHED: usize = 128;
+const SMALL: usize = 256 << 10;
 /// A block announces its size, and so much is reserved for it, and no more.
 const BLOCK: usize = (32 << 20) + SMALL;
 
 pub const TARGETS: &[Target] = &[
     Target { name: "log_entry", run: stored::log_entry, factor: PARTS, slack: SMALL },
-    Target { name: "delta", run: stored::delta, factor: PARTS, slack: SMALL },
+    Target { name: "delta", run: stored::delta, factor: WEIGHED, slack: SMALL },
     Target { name: "record", run: stored::record, factor: PARTS, slack: SMALL },
     Target { name: "ledger_entry", run: stored::ledger_entry, factor: PARTS, slack: SMALL },
-    Target { name: "state_chunk", run: stored::state_chunk, factor: PARTS, slack: SMALL },
+    Target { name: "state_chunk", run: stored::state_chunk, factor: WEIGHED, slack: SMALL },
     Target { name: "view_mark", run: stored::view_mark, factor: PARTS, slack: SMALL },
     Target { name: "log_segment", run: stored::log_segment, factor: 64, slack: 4 << 20 },
     Target { name: "checkpoint", run: stored::checkpoint, factor: PARTS, slack: BLOCK },

@@ -9,6 +9,7 @@
 //! The law it keeps: what converts is sound. A decoder returns an error, it never panics and never trusts a length.
 
 pub mod convert;
+pub mod weight;
 
 /// The wire: client and peer services.
 pub mod v1 {

@@ -8,7 +8,7 @@ use isle_model::{
     Delta, Dot, Hlc, Incarnation, IncarnationTree, KeyspaceId, LedgerEntry, Record, Region, ShardId, Streams, Vector,
 };
 use isle_proto::convert::{self, Unsound};
-use isle_proto::storage as s;
+use isle_proto::{storage as s, weight};
 use prost::Message;
 
 use crate::entry::{DeltaHead, Entry, StateChunk};
@@ -38,6 +38,7 @@ pub fn encode_delta(delta: &Delta) -> Bytes {
 }
 
 pub fn decode_delta(bytes: Bytes) -> Result<Delta, DecodeError> {
+    weight::delta(&bytes)?;
     Ok(convert::to_delta(s::Delta::decode(bytes)?)?)
 }
 
@@ -75,6 +76,7 @@ pub fn encode_state_chunk(chunk: &StateChunk) -> Bytes {
 }
 
 pub fn decode_state_chunk(bytes: Bytes) -> Result<StateChunk, DecodeError> {
+    weight::state_chunk(&bytes)?;
     to_state_chunk(s::StateChunk::decode(bytes)?)
 }
 
