@@ -9,6 +9,8 @@ use crate::peer::DeltaBatch;
 
 /// Largest batch, unpacked. One delta of a full record fits, with its ledger entries.
 pub(crate) const RAW_BYTES_MAX: usize = 32 << 20;
+/// A delta has its dot at least. Shorter ones would be many, and each takes a handle.
+const DELTA_BYTES_MIN: usize = 13;
 /// Fast enough for a link on the side of everything else; higher levels save hardly more.
 const ZSTD_LEVEL: i32 = 1;
 
@@ -73,6 +75,9 @@ pub(crate) fn unpack(batch: &DeltaBatch) -> Result<Vec<Bytes>, BatchError> {
     while !raw.is_empty() {
         let length = raw.split_to_checked(4).ok_or(BatchError::Malformed)?;
         let length = u32::from_le_bytes([length[0], length[1], length[2], length[3]]) as usize;
+        if length < DELTA_BYTES_MIN {
+            return Err(BatchError::Malformed);
+        }
         out.push(raw.split_to_checked(length).ok_or(BatchError::Malformed)?);
     }
     if out.len() == batch.count as usize { Ok(out) } else { Err(BatchError::Malformed) }
@@ -107,7 +112,7 @@ mod tests {
 
     #[test]
     fn what_is_packed_is_unpacked() {
-        let items: Vec<Vec<u8>> = (0..200).map(|n| vec![n as u8; n * 7]).collect();
+        let items: Vec<Vec<u8>> = (0..200).map(|n| vec![n as u8; DELTA_BYTES_MIN + n * 7]).collect();
         let slices: Vec<&[u8]> = items.iter().map(Vec::as_slice).collect();
         assert_eq!(unpack(&batch(&slices)).unwrap(), slices);
         assert_eq!(unpack(&batch(&[])).unwrap(), Vec::<Bytes>::new());
@@ -115,13 +120,20 @@ mod tests {
 
     #[test]
     fn a_batch_that_announces_too_much_is_not_even_unpacked() {
-        let large = DeltaBatch { raw_len: RAW_BYTES_MAX as u32 + 1, ..batch(&[b"x"]) };
+        let large = DeltaBatch { raw_len: RAW_BYTES_MAX as u32 + 1, ..batch(&[b"one delta or so"]) };
         assert_eq!(unpack(&large), Err(BatchError::TooLarge(RAW_BYTES_MAX + 1)));
+    }
+
+    /// 32 MiB of nothing but lengths were 8 million handles: half a gigabyte.
+    #[test]
+    fn what_is_too_short_for_a_delta_is_refused() {
+        assert_eq!(unpack(&batch(&[b"one delta or so", b""])), Err(BatchError::Malformed));
+        assert_eq!(unpack(&batch(&[&[7; DELTA_BYTES_MIN - 1]])), Err(BatchError::Malformed));
     }
 
     #[test]
     fn damage_is_noticed() {
-        let sound = batch(&[b"one", b"two"]);
+        let sound = batch(&[b"one delta or so", b"another delta"]);
         assert_eq!(unpack(&DeltaBatch { crc: sound.crc ^ 1, ..sound.clone() }), Err(BatchError::Checksum));
         assert_eq!(unpack(&DeltaBatch { count: 3, ..sound.clone() }), Err(BatchError::Malformed));
         assert!(unpack(&DeltaBatch { raw_len: sound.raw_len - 1, ..sound.clone() }).is_err());

@@ -53,6 +53,7 @@ pub(crate) fn meet(shared: &Shared, hello: &Hello, dialled: Option<&Region>) -> 
         return Err(PeerError::Incompatible { reason: faults.join("; ") });
     }
     learn(shared, hello.rows.iter().cloned())?;
+    check_names(shared, hello)?;
     if let Some(where_) = own_end_exceeded(shared, hello) {
         let reason =
             format!("{} holds more of this incarnation than this node wrote ({where_}); restart it", hello.region);
@@ -86,6 +87,21 @@ pub(crate) fn learn(shared: &Shared, rows: impl IntoIterator<Item = (Incarnation
         RowsError::Conflict(conflict) => PeerError::Corrupt { reason: conflict.to_string() },
         RowsError::Append(error) => PeerError::NotReady { reason: format!("this node cannot note its rows: {error}") },
     })
+}
+
+/// Refuses a hello whose positions name incarnations without a row, or of another region than the stream's: by them this
+/// region would take itself to be behind, and wait for what nobody has.
+fn check_names(shared: &Shared, hello: &Hello) -> Result<(), PeerError> {
+    let tree = shared.store.tree();
+    let of = |region: &Region, vector: &Vector| {
+        let stranger = vector.entries().iter().find(|(incarnation, _)| tree.region(*incarnation) != Some(region));
+        stranger.map_or(Ok(()), |(incarnation, _)| {
+            Err(PeerError::Corrupt { reason: format!("incarnation {incarnation} is not known as one of {region}") })
+        })
+    };
+    hello.cursors.iter().try_for_each(|(_, _, vector)| of(shared.me(), vector))?;
+    let absorbed = hello.stated.iter().chain(&hello.absorbed).flat_map(|(_, _, vectors)| vectors);
+    absorbed.map(|(region, vector)| of(region, vector)).collect()
 }
 
 fn misfits(shared: &Shared, hello: &Hello, dialled: Option<&Region>) -> Vec<String> {

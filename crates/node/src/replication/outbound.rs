@@ -174,7 +174,11 @@ impl Outbound {
 
     fn confirm(&mut self, cursors: Vec<(KeyspaceId, ShardId, Vector)>, bytes: u64) {
         let tree = self.shared.store.tree();
+        // Of a stream that is not there nothing is remembered.
         for (keyspace, shard, vector) in cursors {
+            if !self.ships((keyspace, shard)) {
+                continue;
+            }
             self.acked.entry((keyspace, shard)).or_default().join(&vector, tree.shard(shard));
         }
         self.acked_bytes = self.acked_bytes.max(bytes.min(self.sent_bytes));
@@ -203,7 +207,15 @@ impl Outbound {
         }
     }
 
+    /// Whether the stream is there, and for this peer.
+    fn ships(&self, stream: StreamKey) -> bool {
+        self.shared.queue(stream.1).is_some() && egress_gate(&self.shared.config, &self.peer, stream.0)
+    }
+
     fn go_back(&mut self, stream: StreamKey, after: Vector) {
+        if !self.ships(stream) {
+            return;
+        }
         if let Some(counters) = self.shared.counters.peer(&self.peer) {
             counters.refetches.add(1);
         }
