@@ -57,6 +57,7 @@ pub struct Tls {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     pub requests_max: usize,
+    pub receive_timeout: Duration,
     pub queue_bytes_max: u64,
     pub log_budget_bytes: u64,
     pub log_budget_age: Duration,
@@ -124,6 +125,8 @@ impl Default for Limits {
         Limits {
             // A value of 1 MiB each is then 1 GiB at the very worst; usual requests are a thousandth of that.
             requests_max: 1024,
+            // The largest request over a link of 3 Mbit/s. One that never ends would hold its place for ever.
+            receive_timeout: Duration::from_secs(30),
             // Some hundred milliseconds of writing at full speed: longer queues only make timeouts out of overload.
             queue_bytes_max: 32 << 20,
             // What a dead peer may cost in disk before it is served by state instead.

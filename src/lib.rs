@@ -9,6 +9,7 @@
 //!       ├─ services                Kv, Cluster, Peer, DevLinks, and their wire formats
 //!       │    └─ status_table       the one table of errors
 //!       ├─ peer_client             dialling other regions
+//!       │    └─ checked_channel    what comes back, looked at before it is read
 //!       ├─ http, metrics           metrics and health
 //!       ├─ causes                  an error with what caused it
 //!       └─ boot                    what the store has to know of the machine
@@ -18,6 +19,7 @@
 pub mod admission;
 pub mod boot;
 mod causes;
+mod checked_channel;
 pub mod cli;
 pub mod config;
 pub mod connection;

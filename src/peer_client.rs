@@ -17,9 +17,10 @@ use isle_proto::v1::peer_client::PeerClient;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Request;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
 
 use crate::causes::causes;
+use crate::checked_channel::CheckedChannel;
 use crate::connection::Dial;
 use crate::services::peer_wire::{self, Identity};
 use crate::status_table::to_peer;
@@ -32,8 +33,8 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// What may be under way on a stream and on a connection: 200 ms at 320 Mbit/s.
 pub const STREAM_WINDOW_BYTES: u32 = 8 << 20;
 pub const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
-/// Above the largest block, packed, with its rows.
-pub const PEER_MESSAGE_BYTES_MAX: usize = 40 << 20;
+/// Above the largest entry of a log (16 MiB), which a block may hold beside one batch, and its rows.
+pub const PEER_MESSAGE_BYTES_MAX: usize = 24 << 20;
 
 pub struct TonicConnector {
     dialer: Arc<dyn Dial>,
@@ -58,7 +59,7 @@ impl Connector for TonicConnector {
         });
         let channel = endpoint(&peer.endpoint)?.connect_with_connector(dial).await;
         let channel = channel.map_err(|error| unreachable(causes(&error)))?;
-        let client = PeerClient::new(channel)
+        let client = PeerClient::new(CheckedChannel(channel))
             .max_decoding_message_size(PEER_MESSAGE_BYTES_MAX)
             .max_encoding_message_size(PEER_MESSAGE_BYTES_MAX);
         Ok(Arc::new(TonicPeer { client, identity: self.identity.clone() }))
@@ -79,7 +80,7 @@ fn endpoint(peer: &str) -> Result<Endpoint, PeerError> {
 }
 
 struct TonicPeer {
-    client: PeerClient<Channel>,
+    client: PeerClient<CheckedChannel>,
     identity: Identity,
 }
 

@@ -33,7 +33,7 @@ use tonic_health::server::HealthReporter;
 use tower::ServiceBuilder;
 use tower::layer::util::{Identity as NoLayer, Stack};
 
-use crate::admission::AdmissionLayer;
+use crate::admission::{AdmissionLayer, Bounds};
 use crate::causes::causes;
 use crate::config::Config;
 use crate::connection::{self, Dial, Incoming, TcpDialer};
@@ -52,6 +52,10 @@ use crate::{boot, http};
 
 /// Above a batch of 4 MiB, so that one that is a little too large is told which field is.
 const CLIENT_MESSAGE_BYTES_MAX: usize = 8 << 20;
+/// A peer that dials sends rows and cursors, and no data: these are some 50,000 rows.
+const PEER_REQUEST_BYTES_MAX: usize = 4 << 20;
+/// Of requests that are still coming in: 64 batches of the largest at the same moment.
+const CLIENT_RECEIVING_BYTES_MAX: usize = 256 << 20;
 const CLIENT_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const CLIENT_KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// As short as the dialling side's: a sender, too, has to know within 3 s that nobody listens.
@@ -128,7 +132,7 @@ pub struct Region {
     pages: PageKey,
     /// Where peers show certificates.
     names: Option<Arc<PeerNames>>,
-    requests_max: usize,
+    bounds: Bounds,
     /// Of `isle dev`.
     links: Option<Links>,
 }
@@ -151,7 +155,12 @@ pub fn open(
         identity: identity(config),
         pages: PageKey::new(cluster_key),
         names: names(config)?,
-        requests_max: config.limits.requests_max,
+        bounds: Bounds {
+            requests_max: config.limits.requests_max,
+            message_bytes_max: CLIENT_MESSAGE_BYTES_MAX,
+            receiving_bytes_max: CLIENT_RECEIVING_BYTES_MAX,
+            receive_timeout: config.limits.receive_timeout,
+        },
         links: None,
     };
     Ok((region, report))
@@ -197,15 +206,13 @@ impl Region {
 
     fn client_router(&self) -> Result<ClientRouter, tonic_reflection::server::Error> {
         let node = || self.node.clone();
-        let kv = KvServer::new(KvService::new(node(), self.pages.clone(), self.requests_max))
+        let kv = KvServer::new(KvService::new(node(), self.pages.clone(), self.bounds.requests_max))
             .max_decoding_message_size(CLIENT_MESSAGE_BYTES_MAX)
             .max_encoding_message_size(CLIENT_MESSAGE_BYTES_MAX);
         let cluster = ClusterServer::new(ClusterService::new(node(), self.facts.clone()));
         let region = self.identity.region.to_string();
         let links = self.links.clone().map(|links| DevLinksServer::new(DevLinksService::new(links, region)));
-        let layers = ServiceBuilder::new()
-            .layer(RequestContextLayer)
-            .layer(AdmissionLayer::new(self.requests_max, CLIENT_MESSAGE_BYTES_MAX));
+        let layers = ServiceBuilder::new().layer(RequestContextLayer).layer(AdmissionLayer::new(self.bounds));
         Ok(Server::builder()
             .layer(layers.into_inner())
             .http2_keepalive_interval(Some(CLIENT_KEEPALIVE_INTERVAL))
@@ -241,7 +248,7 @@ impl Region {
     /// Serves other regions until `stop`.
     pub async fn serve_peers(&self, incoming: Incoming, stop: impl Future<Output = ()>) -> Result<(), ServerError> {
         let peer = PeerServer::new(PeerService::new(self.node.clone(), self.identity.clone(), self.names.clone()))
-            .max_decoding_message_size(PEER_MESSAGE_BYTES_MAX)
+            .max_decoding_message_size(PEER_REQUEST_BYTES_MAX)
             .max_encoding_message_size(PEER_MESSAGE_BYTES_MAX);
         let served = Server::builder()
             .http2_keepalive_interval(Some(PEER_KEEPALIVE))

@@ -57,7 +57,10 @@ impl Row {
     }
 
     fn status(self, message: String) -> Status {
-        let facts: HashMap<String, String> = self.facts.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
+        let message = brief(message);
+        let short = |(_, fact): &(&str, String)| fact.len() <= FACT_BYTES_MAX;
+        let facts: HashMap<String, String> =
+            self.facts.into_iter().filter(short).map(|(k, v)| (k.to_owned(), v)).collect();
         let mut details = ErrorDetails::with_error_info(self.reason.as_str_name(), v1::ERROR_DOMAIN, facts);
         if let Some(after) = self.retry_after {
             details.set_retry_info(Some(after));
@@ -70,6 +73,20 @@ impl Row {
         }
         Status::with_error_details(self.code, message, details)
     }
+}
+
+/// What the caller sent is told back to him in an error. Statuses travel in headers, and a client that gets more of those than it
+/// reads drops the connection. So a message is cut, and a fact that is too long is left out.
+const MESSAGE_BYTES_MAX: usize = 1024;
+const FACT_BYTES_MAX: usize = 4096;
+
+fn brief(mut message: String) -> String {
+    if message.len() > MESSAGE_BYTES_MAX {
+        let cut = (0..=MESSAGE_BYTES_MAX).rev().find(|at| message.is_char_boundary(*at));
+        message.truncate(cut.unwrap_or_default());
+        message.push('…');
+    }
+    message
 }
 
 pub fn of_node(error: &NodeError) -> Status {
@@ -161,6 +178,13 @@ pub fn reply_full() -> Status {
     row.retry_after(Duration::ZERO).status("the reply is full; ask again for the rest".to_owned())
 }
 
+/// Requests that are still on their way take as much memory as they may.
+pub fn too_many_request_bytes() -> Status {
+    let row = Row::new(Code::ResourceExhausted, Reason::QueueFull).quota("request bytes");
+    row.retry_after(Duration::from_millis(50))
+        .status("the requests on their way here take as much as they may".to_owned())
+}
+
 /// The node serves as many requests as it may.
 pub fn too_many_requests() -> Status {
     let row = Row::new(Code::ResourceExhausted, Reason::QueueFull).quota("requests");
@@ -170,6 +194,11 @@ pub fn too_many_requests() -> Status {
 /// A request that announces more than is read at all.
 pub fn request_too_large(bytes: usize, most: usize) -> Status {
     bad_field("request", format!("has {bytes} bytes, more than {most}"))
+}
+
+/// A request that was begun and did not come to its end.
+pub fn request_late() -> Status {
+    Row::new(Code::DeadlineExceeded, Reason::DeadlineExpired).status("the request took too long to come".to_owned())
 }
 
 /// What the transport refused before anything was done: it could not read the request, or knows no such method.
@@ -253,6 +282,14 @@ mod tests {
         assert_eq!(status.code(), Code::ResourceExhausted);
         assert_eq!(status.get_details_retry_info().unwrap().retry_delay, Some(retry_after));
         assert_eq!(status.get_details_quota_failure().unwrap().violations[0].subject, "shard queue");
+    }
+
+    /// A keyspace's name of 100,000 bytes came back in headers that no client read: it lost its connection.
+    #[test]
+    fn what_a_caller_sent_is_told_back_in_brief() {
+        let status = of_node(&NodeError::UnknownKeyspace { name: "ä".repeat(50_000), known: vec![] });
+        assert!(status.message().len() < 2 * MESSAGE_BYTES_MAX && status.details().len() < 2 * FACT_BYTES_MAX);
+        assert_eq!(status.get_details_error_info().unwrap().reason, "KEYSPACE_NOT_FOUND");
     }
 
     #[test]

@@ -49,6 +49,7 @@ keys! {
     "tls.key" = "", "PEM" => |c, text| tls(c).key, path(text);
     "tls.ca" = "", "PEM: whom peers have to be vouched for by" => |c, text| tls(c).ca, path(text);
     "limits.requests_max" = "1024", "requests of clients at once; more are refused" => |c, text| c.limits.requests_max, number(text);
+    "limits.receive_timeout" = "30s", "how long a request may take to come, streams apart" => |c, text| c.limits.receive_timeout, duration(text);
     "limits.queue_bytes_max" = "32MiB", "writes waiting in a shard; more are refused" => |c, text| c.limits.queue_bytes_max, size(text);
     "limits.log_budget_bytes" = "4GiB", "what a dead peer may cost in disk; beyond, it is completed by state" => |c, text| c.limits.log_budget_bytes, size(text);
     "limits.log_budget_age" = "24h", "the same, in time" => |c, text| c.limits.log_budget_age, duration(text);
