@@ -1,9 +1,11 @@
 //! Three regions as processes, with TLS on both ports and a cable between any two.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use isle_client::Record;
 use isle_client::v1::RegionStatus;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tokio::time::Instant;
@@ -59,8 +61,8 @@ impl Cluster {
         Ok(began.elapsed())
     }
 
-    /// What the regions say is looked at: every record in each of them, and what the writers were told.
-    pub async fn holds(&self, history: &History) -> Result<()> {
+    /// What the regions say is looked at: every record in each of them, and what the writers were told. Returns them all.
+    pub async fn holds(&self, history: &History) -> Result<BTreeMap<String, Record>> {
         let first = self.nodes[0].client().await?;
         let there = everything(&first).await?;
         history.check(&first).await?;
@@ -70,7 +72,7 @@ impl Cluster {
             history.check(&client).await?;
             history.check_some(&client, 200).await?;
         }
-        Ok(())
+        Ok(there)
     }
 }
 

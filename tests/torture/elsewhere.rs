@@ -22,8 +22,10 @@ pub struct Program {
     arguments: &'static [&'static str],
 }
 
-pub const PROGRAMS: &[Program] =
-    &[Program { name: "decoders", weight: 6, arguments: &["--package", "isle-fuzz", "--test", "corpus"] }];
+pub const PROGRAMS: &[Program] = &[
+    Program { name: "damage", weight: 6, arguments: &["--package", "isle-store", "--test", "directory"] },
+    Program { name: "decoders", weight: 6, arguments: &["--package", "isle-fuzz", "--test", "corpus"] },
+];
 
 /// Building it is not counted in its share.
 const BUILT_WITHIN: Duration = Duration::from_secs(1800);

@@ -12,6 +12,8 @@ use isle_client::{Client, Range, Record, Value};
 use parking_lot::Mutex;
 
 pub const KEYSPACE: &str = "default";
+/// Begins the keys that have many writers, and no history.
+pub const CONTESTED: &str = "shared/";
 const PAGE: u32 = 1000;
 
 /// One write, as the client sends it and as the oracle carries it out.
@@ -113,6 +115,14 @@ impl History {
         keys.map(|(_, belief)| belief.acks).sum()
     }
 
+    /// Which writes of such keys have no answer, for a report.
+    pub fn unsure(&self, prefix: &str) -> String {
+        let told = self.0.lock();
+        let unsure = |(key, belief): &(&String, &Belief)| key.starts_with(prefix) && belief.unsure.is_some();
+        let keys: Vec<&String> = told.keys.iter().filter(unsure).map(|(key, _)| key).collect();
+        format!("{} keys wait for an answer, such as {:?}", keys.len(), &keys[..keys.len().min(5)])
+    }
+
     /// How often writes were refused, by reason.
     pub fn refusals(&self) -> BTreeMap<String, u64> {
         self.0.lock().refused.clone()
@@ -192,7 +202,10 @@ fn differences<'a>(
         let found = there.get(key).unwrap_or(&empty);
         (!belief.allows(found)).then(|| format!("{key}: {belief}, found {}", brief(found)))
     });
-    let made_up = there.keys().filter(|key| !told.contains_key(*key)).map(|key| format!("{key}: nobody wrote it"));
+    let made_up = there
+        .keys()
+        .filter(|key| !told.contains_key(*key) && !key.starts_with(CONTESTED))
+        .map(|key| format!("{key}: nobody wrote it"));
     changed.chain(made_up)
 }
 

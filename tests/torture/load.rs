@@ -59,6 +59,8 @@ impl Shape {
 pub struct Load {
     tasks: JoinSet<Result<()>>,
     stop: watch::Sender<bool>,
+    history: History,
+    prefix: String,
 }
 
 impl Load {
@@ -73,7 +75,7 @@ impl Load {
             let keys = (0..shape.stream_keys).map(|key| format!("{}s/{key:05}", shape.prefix)).collect();
             tasks.spawn(stream(Writer::new(client, history, shape, keys, !seed, &stopped)));
         }
-        Ok(Load { tasks, stop })
+        Ok(Load { tasks, stop, history: history.clone(), prefix: shape.prefix.clone() })
     }
 
     /// Lets every write end, and every writer.
@@ -90,7 +92,11 @@ impl Load {
             }
             Ok(())
         };
-        tokio::time::timeout(crate::node::PATIENCE, all).await.context("writers that never end")?
+        let ended = tokio::time::timeout(crate::node::PATIENCE, all).await;
+        ended.with_context(|| {
+            let waiting = self.history.unsure(&self.prefix);
+            format!("{} writers of {:?} never end; {waiting}", self.tasks.len(), self.prefix)
+        })?
     }
 }
 

@@ -22,6 +22,7 @@
 mod budget;
 mod cable;
 mod cluster;
+mod contest;
 mod dead_peer;
 mod disk_full;
 mod elsewhere;
@@ -71,6 +72,8 @@ const SCENARIOS: &[Scenario] = &[
 #[derive(Debug, Default)]
 struct Asked {
     seconds: Option<u64>,
+    /// Names alone, for tools that ask what there is before they run it.
+    list: bool,
     seed: Option<u64>,
     names: Vec<String>,
 }
@@ -84,6 +87,10 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    if asked.list {
+        SCENARIOS.iter().for_each(|scenario| println!("{}: test", scenario.name));
+        return ExitCode::SUCCESS;
+    }
     let seed = asked.seed.unwrap_or_else(|| StdRng::from_os_rng().random_range(0..1_000_000));
     println!("torture: seed {seed} (give it back by --seed {seed})");
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
@@ -111,8 +118,12 @@ fn asked(mut arguments: impl Iterator<Item = String>) -> Result<Asked, String> {
         match argument.as_str() {
             "--seconds" => asked.seconds = Some(number()?),
             "--seed" => asked.seed = Some(number()?),
+            "--list" => asked.list = true,
+            // None is ignored, so that there is nothing to run for whoever asks for those.
+            "--ignored" => asked.names.push("ignored".to_owned()),
             "--test-threads" => _ = number()?,
-            "--nocapture" | "--no-capture" | "--quiet" | "-q" | "--exact" | "--include-ignored" => {}
+            "--color" | "--format" | "--logfile" | "--skip" | "-Z" => _ = arguments.next(),
+            "--nocapture" | "--no-capture" | "--show-output" | "--quiet" | "-q" | "--exact" | "--include-ignored" => {}
             flag if flag.starts_with('-') => return Err(format!("{flag} is not a flag of this runner")),
             name => asked.names.push(name.to_owned()),
         }
