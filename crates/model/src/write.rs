@@ -7,7 +7,7 @@ use crate::limits::{FIELD_NAME_BYTES_MAX, FIELDS_MAX, KEY_BYTES_MAX, RECORD_BYTE
 use crate::reading::other_kind;
 use crate::{
     Absorbed, Context, Dot, Fate, Field, FieldKey, FieldName, Hlc, KeyspaceId, Kind, LedgerEntry, Lineage, Record,
-    Region, Register, Stamp, Value, Write,
+    Region, Register, Sibling, Stamp, Value, Write,
 };
 
 /// What a client asks for.
@@ -295,6 +295,8 @@ pub struct Applied {
     pub record: Record,
     /// Entries to merge into the ledger.
     pub ledger: Vec<LedgerEntry>,
+    /// Values that were covered before they came. An entry of one of them that a client's token made has no value yet.
+    pub late: Vec<(FieldKey, Sibling)>,
     /// Dots that are live no more. An open entry of one of them was superseded, unless `ledger` says it was lost.
     pub covered: Vec<(FieldKey, Dot)>,
 }
@@ -316,6 +318,18 @@ pub fn apply(key: &Bytes, current: &Record, write: &Write, site: Site<'_>) -> Ap
     let mut out = settle(key, current, record, touched, site);
     let came = taken(&write.ledger, current, &out.record, site.lineage);
     out.ledger.extend(came);
+    out.late = late(write, &out.record);
+    out
+}
+
+fn late(write: &Write, after: &Record) -> Vec<(FieldKey, Sibling)> {
+    let mut out = Vec::new();
+    for (field, _) in write.fields.fields().iter().filter(|(field, _)| field.kind == Kind::Value) {
+        let (came, is) = (write.fields.register(field), after.register(field));
+        let siblings = came.into_iter().flat_map(|register| register.siblings());
+        let covered = siblings.filter(|s| is.is_none_or(|register| register.sibling(s.dot).is_none()));
+        out.extend(covered.map(|s| (field.clone(), s.clone())));
+    }
     out
 }
 

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use isle_model::write::{Applied, Site};
 use isle_model::{
     Absorbed, Body, Delta, Dot, Fate, FieldKey, Hlc, Incarnation, IncarnationTree, KeyspaceId, LedgerEntry, Lineage,
-    Record, Region, Seq, ShardId, Streams, Vector, write,
+    Record, Region, Seq, ShardId, Sibling, Streams, Vector, write,
 };
 use parking_lot::RwLock;
 
@@ -482,6 +482,9 @@ impl Workspace {
         for entry in applied.ledger {
             self.ledger(memory, entry)?;
         }
+        for (field, sibling) in applied.late {
+            self.fill_in(memory, keyspace, key, field, sibling)?;
+        }
         for (field, dot) in applied.covered {
             if self.is_open(memory, dot, &field) {
                 self.supersede(memory, keyspace, key, field, dot, by)?;
@@ -495,6 +498,24 @@ impl Workspace {
             self.change(view_key, Item::Record(record.clone()));
         }
         Ok(record)
+    }
+
+    /// Gives an entry that only a client's token has made its value.
+    fn fill_in(
+        &mut self,
+        memory: &Memory,
+        keyspace: KeyspaceId,
+        key: &Bytes,
+        field: FieldKey,
+        sibling: Sibling,
+    ) -> Result<(), ReadError> {
+        let view_key = ViewKey::ledger(keyspace, self.shard, key, sibling.dot, &field);
+        match self.newest(memory, &view_key)? {
+            Some(Item::Ledger(entry)) if entry.value.is_none() => {
+                self.ledger(memory, LedgerEntry { value: Some(sibling), ..LedgerEntry::clone(&entry) })
+            }
+            _ => Ok(()),
+        }
     }
 
     fn is_open(&self, memory: &Memory, dot: Dot, field: &FieldKey) -> bool {
