@@ -183,9 +183,11 @@ impl Outbound {
         }
         self.acked_bytes = self.acked_bytes.max(bytes.min(self.sent_bytes));
         let mut position = None;
-        while self.in_flight.front().is_some_and(|batch| batch.sum <= self.acked_bytes)
+        // The cursors count too: a batch that was lost on its way, and fetched again, is missing in the peer's sum for good.
+        while self.in_flight.front().is_some_and(|batch| self.is_confirmed(batch, &tree))
             && let Some(batch) = self.in_flight.pop_front()
         {
+            self.acked_bytes = self.acked_bytes.max(batch.sum);
             position = Some(batch.upto);
             for (stream, dot) in batch.last {
                 self.short.entry(stream).or_insert((batch.from, dot)).1 = dot;
@@ -194,6 +196,13 @@ impl Outbound {
         let acked = &self.acked;
         self.short.retain(|stream, (_, dot)| acked.get(stream).is_none_or(|v| !v.covers(*dot, tree.shard(stream.1))));
         self.note_confirmed(position);
+    }
+
+    fn is_confirmed(&self, batch: &InFlight, tree: &IncarnationTree) -> bool {
+        let has = |(stream, dot): (&StreamKey, &Dot)| {
+            self.acked.get(stream).is_some_and(|vector| vector.covers(*dot, tree.shard(stream.1)))
+        };
+        batch.sum <= self.acked_bytes || batch.last.iter().all(has)
     }
 
     /// Moves the position that the log need not keep for this peer.
