@@ -7,10 +7,12 @@ use std::hash::{DefaultHasher, Hasher};
 use std::time::Duration;
 
 use bytes::Bytes;
-use isle_model::{Context, Dot, FieldKey, IncarnationTree, Kind, Reading, ShardId};
+use isle_model::{Context, Dot, FieldKey, IncarnationTree, Kind, ShardId};
+use isle_store::LogPosition;
 use parking_lot::Mutex;
 
-use super::{KEYSPACE, Mix, SHARDS};
+use super::door::{Answer, Seen};
+use super::{Mix, SHARDS, keyspace_of};
 
 const TOKENS_KEPT: usize = 6;
 const VIOLATIONS_KEPT: usize = 20;
@@ -32,26 +34,49 @@ pub enum Outcome {
     Refused(String),
 }
 
+/// A version token, and where it came from.
+#[derive(Clone, Debug)]
+pub struct Token {
+    pub version: Bytes,
+    pub source: Source,
+}
+
+/// What a token's maker had seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A write's answer: what its region had absorbed before it, and itself.
+    Ack(usize),
+    /// A read, by a call of the node: what was in the region's log up to here.
+    Read { site: usize, upto: LogPosition },
+    /// A read over a link: some while before it came.
+    Wire,
+}
+
 #[derive(Clone, Debug)]
 pub struct WriteFact {
     pub site: usize,
     pub key: String,
     pub op: Op,
+    /// What it was to cover beside what its region had seen.
+    pub token: Option<Token>,
     pub outcome: Outcome,
 }
 
 /// What a region was seen to know of one field.
 #[derive(Default)]
 struct Known {
-    alive: BTreeSet<Dot>,
+    /// Each with the moment when it was noted.
+    alive: BTreeMap<Dot, u64>,
     /// Shown once, and covered since.
-    dead: BTreeSet<Dot>,
+    dead: BTreeMap<Dot, u64>,
 }
 
 #[derive(Default)]
 struct Inner {
     writes: Vec<WriteFact>,
-    tokens: BTreeMap<String, VecDeque<Bytes>>,
+    tokens: BTreeMap<String, VecDeque<Token>>,
+    /// Every row that any region ever made.
+    tree: IncarnationTree,
     known: BTreeMap<(usize, String, FieldKey), Known>,
     witnessed: BTreeMap<(String, FieldKey, Dot), String>,
     hash: DefaultHasher,
@@ -113,49 +138,62 @@ impl History {
         self.inner.lock().event(now, &format!("{id} unknown: {reason}"));
     }
 
-    pub fn acked(&self, now: Duration, id: usize, version: &Bytes, tree: &IncarnationTree) {
+    /// How many events there were: of two answers, whether one was asked for after the other had come.
+    pub fn moment(&self) -> u64 {
+        self.inner.lock().events
+    }
+
+    /// Learns the rows of a region that has just started, its own among them.
+    pub fn know(&self, tree: &IncarnationTree) {
+        let mut inner = self.inner.lock();
+        for (incarnation, row) in tree.rows() {
+            if let Err(conflict) = inner.tree.insert(incarnation, row.clone()) {
+                inner.violation(conflict.to_string());
+            }
+        }
+    }
+
+    pub fn answered(&self, now: Duration, id: usize, answer: Answer) {
+        match answer {
+            Answer::Done(version) => self.acked(now, id, &version),
+            Answer::Unknown(reason) => self.unknown(now, id, &reason),
+            Answer::Refused(reason) => self.refused(now, id, reason),
+        }
+    }
+
+    fn acked(&self, now: Duration, id: usize, version: &Bytes) {
         let mut inner = self.inner.lock();
         let (site, key) = (inner.writes[id].site, inner.writes[id].key.clone());
         inner.event(now, &format!("{id} acked: {version:?}"));
         match decode(&key, version) {
             Ok(context) => {
-                inner.learn(site, &key, &context, tree, None);
+                inner.learn(site, &key, &context, None);
                 inner.writes[id].outcome = Outcome::Acked(context);
             }
             Err(error) => {
                 inner.violation(format!("write {id} was answered by a version that does not decode: {error}"))
             }
         }
-        inner.keep_token(&key, version);
+        inner.keep_token(&key, version, Source::Ack(id));
     }
 
-    /// A read, just made.
-    pub fn read(
-        &self,
-        now: Duration,
-        site: usize,
-        key: &str,
-        reading: Option<&Reading>,
-        version: &Bytes,
-        tree: &IncarnationTree,
-    ) {
+    /// A read that was asked for at the moment `began`, and has just been answered.
+    pub fn read(&self, now: Duration, began: u64, site: usize, key: &str, seen: Seen, source: Source) {
+        let Seen { version, values } = seen;
         let mut inner = self.inner.lock();
         inner.event(now, &format!("{site} reads {key}: {version:?}"));
-        match decode(key, version) {
-            Ok(context) => inner.learn(site, key, &context, tree, Some(self.mix)),
+        match decode(key, &version) {
+            Ok(context) => inner.learn(site, key, &context, Some((began, self.mix))),
             Err(error) => inner.violation(format!("a read of {key} has a version that does not decode: {error}")),
         }
-        for (field, siblings) in reading.iter().flat_map(|reading| &reading.values) {
-            for sibling in siblings {
-                let value = String::from_utf8_lossy(&sibling.value.bytes).into_owned();
-                inner.witness(key, FieldKey { kind: Kind::Value, name: field.clone() }, sibling.dot, value);
-            }
+        for (field, dot, value) in values {
+            inner.witness(key, FieldKey::value(&field), dot, value);
         }
-        inner.keep_token(key, version);
+        inner.keep_token(key, &version, source);
     }
 
     /// A recent version token of a key, from whatever region.
-    pub fn token(&self, key: &str, pick: impl FnOnce(usize) -> usize) -> Option<Bytes> {
+    pub fn token(&self, key: &str, pick: impl FnOnce(usize) -> usize) -> Option<Token> {
         let inner = self.inner.lock();
         let tokens = inner.tokens.get(key).filter(|tokens| !tokens.is_empty())?;
         tokens.get(pick(tokens.len())).cloned()
@@ -174,7 +212,7 @@ impl History {
     pub fn dead(&self) -> BTreeSet<(String, FieldKey, Dot)> {
         let inner = self.inner.lock();
         let dots = |((_, key, field), known): (&(usize, String, FieldKey), &Known)| {
-            known.dead.iter().map(|dot| (key.clone(), field.clone(), *dot)).collect::<Vec<_>>()
+            known.dead.keys().map(|dot| (key.clone(), field.clone(), *dot)).collect::<Vec<_>>()
         };
         inner.known.iter().flat_map(dots).collect()
     }
@@ -196,12 +234,12 @@ impl History {
     }
 }
 
-fn decode(key: &str, version: &Bytes) -> Result<Context, isle_model::BadToken> {
-    Context::decode(&super::token_key(), KEYSPACE, key.as_bytes(), version)
+pub fn decode(key: &str, version: &Bytes) -> Result<Context, isle_model::BadToken> {
+    Context::decode(&super::token_key(), keyspace_of(key).id, key.as_bytes(), version)
 }
 
 pub fn shard_of(key: &str) -> ShardId {
-    ShardId::of(KEYSPACE, key.as_bytes(), SHARDS)
+    ShardId::of(keyspace_of(key).id, key.as_bytes(), SHARDS)
 }
 
 impl Inner {
@@ -221,39 +259,45 @@ impl Inner {
         }
     }
 
-    fn keep_token(&mut self, key: &str, version: &Bytes) {
+    fn keep_token(&mut self, key: &str, version: &Bytes, source: Source) {
         let tokens = self.tokens.entry(key.to_owned()).or_default();
-        tokens.push_back(version.clone());
+        tokens.push_back(Token { version: version.clone(), source });
         if tokens.len() > TOKENS_KEPT {
             tokens.pop_front();
         }
     }
 
     /// What a region's answer says of what it knows. An acknowledgement may come after a read of something newer, so only a
-    /// read (`Some`) can show that something came back.
-    fn learn(&mut self, site: usize, key: &str, context: &Context, tree: &IncarnationTree, read: Option<Mix>) {
-        let lineage = tree.shard(shard_of(key));
+    /// read (`Some`) can show that something came back, and only what was noted before it was asked for.
+    fn learn(&mut self, site: usize, key: &str, context: &Context, read: Option<(u64, Mix)>) {
+        let (now, lineage) = (self.events, self.tree.shard(shard_of(key)));
         let mut returned = Vec::new();
         for (field, seen) in context.fields().iter().filter(|(field, _)| field.kind == Kind::Value) {
             let known = self.known.entry((site, key.to_owned(), field.clone())).or_default();
             let live: BTreeSet<Dot> = seen.shown.iter().chain(&seen.hidden).copied().collect();
-            returned.extend(live.intersection(&known.dead).map(|dot| (field.clone(), *dot)));
+            let before = |dot: &&Dot| known.dead.get(dot).zip(read).is_some_and(|(at, (began, _))| *at < began);
+            returned.extend(live.iter().filter(before).map(|dot| (field.clone(), *dot)));
             let covered =
                 |dot: &Dot| !live.contains(dot) && lineage.knows(dot.incarnation) && seen.seen.covers(*dot, lineage);
-            let gone: Vec<Dot> = known.alive.iter().filter(|dot| covered(dot)).copied().collect();
+            let gone: Vec<Dot> = known.alive.keys().filter(|dot| covered(dot)).copied().collect();
             for dot in gone {
                 known.alive.remove(&dot);
-                known.dead.insert(dot);
+                known.dead.insert(dot, now);
             }
-            let new: Vec<Dot> = live.difference(&known.dead).copied().collect();
-            known.alive.extend(new);
+            for dot in live {
+                if !known.dead.contains_key(&dot) {
+                    known.alive.entry(dot).or_insert(now);
+                }
+            }
         }
-        let Some(mix) = read else { return };
+        let Some((began, mix)) = read else { return };
         // A field of which nothing is known any more was deleted, and its tombstone forgotten.
         let from = (site, key.to_owned(), FieldKey::value(""));
         for ((_, _, field), known) in self.known.range_mut(from..).take_while(|((s, k, _), _)| *s == site && k == key) {
             if context.get(field).is_none() {
-                known.dead.append(&mut known.alive);
+                let gone: Vec<Dot> = known.alive.iter().filter(|(_, at)| **at < began).map(|(dot, _)| *dot).collect();
+                known.alive.retain(|dot, _| !gone.contains(dot));
+                known.dead.extend(gone.into_iter().map(|dot| (dot, now)));
             }
         }
         if mix.is_honest() {

@@ -9,11 +9,12 @@ use http::Uri;
 use isle::connection::{Connection, Dial, Incoming};
 use turmoil::net::{TcpListener, TcpStream};
 
+pub const CLIENT_PORT: u16 = 7400;
 pub const PEER_PORT: u16 = 7401;
 
-/// The connections that other sites open to this one.
-pub async fn listen() -> io::Result<Incoming> {
-    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, PEER_PORT)).await?;
+/// The connections that others open to a port of this host.
+pub async fn listen(port: u16) -> io::Result<Incoming> {
+    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await?;
     let accepted = futures::stream::unfold(listener, |listener| async move {
         let connection = listener.accept().await.map(|(stream, from)| Connection::new(stream, &from.to_string()));
         Some((connection, listener))

@@ -3,23 +3,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use isle_model::{Body, Delta, Dot, FieldKey, IncarnationTree, Kind, LedgerEntry, Record, ShardId, Vector};
+use isle_model::{Body, Delta, Dot, FieldKey, IncarnationTree, Kind, LedgerEntry, Record, Vector};
 use isle_node::Node;
 
+use super::causality::{self, Holdings};
 use super::history::{History, Op, Outcome, WriteFact, shard_of};
-use super::{KEYSPACE, Mix};
+use super::logs::{DeltaId, Logs};
+use super::{KEYSPACES, Mix, keyspace_of};
 
 type FieldOf = (String, FieldKey);
 type Promised = BTreeMap<(String, FieldKey, Dot), String>;
 
 /// Checks one healed run.
-pub fn check(
-    mix: Mix,
-    history: &History,
-    deltas: &BTreeMap<(ShardId, Dot), Delta>,
-    nodes: &[Arc<Node>],
-) -> Result<(), String> {
-    let end = End::of(history, deltas, nodes)?;
+pub fn check(mix: Mix, history: &History, logs: &Logs, nodes: &[Arc<Node>], states_taken: u64) -> Result<u64, String> {
+    let end = End::of(history, logs.deltas(), nodes)?;
     end.every_value_is_of_its_write()?;
     end.nothing_refused_is_anywhere()?;
     if mix.is_honest() {
@@ -27,7 +24,9 @@ pub fn check(
         end.nothing_acknowledged_is_lost()?;
         end.counters_are_exact()?;
     }
-    Ok(())
+    // A state brings what its taker's log does not tell.
+    let is_told = mix.is_honest() && states_taken == 0 && (0..nodes.len()).all(|site| !logs.of(site).has_holes);
+    if is_told { end.causes_are_exact(logs) } else { Ok(0) }
 }
 
 struct End {
@@ -45,7 +44,7 @@ struct End {
 }
 
 impl End {
-    fn of(history: &History, deltas: &BTreeMap<(ShardId, Dot), Delta>, nodes: &[Arc<Node>]) -> Result<End, String> {
+    fn of(history: &History, deltas: &BTreeMap<DeltaId, Delta>, nodes: &[Arc<Node>]) -> Result<End, String> {
         let writes = history.writes();
         let keys: BTreeSet<&String> = writes.iter().map(|write| &write.key).collect();
         let mut states = Vec::new();
@@ -53,13 +52,18 @@ impl End {
         for node in nodes {
             let mut state = BTreeMap::new();
             for key in &keys {
-                let record = node.store().get(KEYSPACE, key.as_bytes()).map_err(|error| error.to_string())?;
+                let record =
+                    node.store().get(keyspace_of(key).id, key.as_bytes()).map_err(|error| error.to_string())?;
                 state.extend(record.map(|record| ((*key).clone(), Record::clone(&record))));
             }
             states.push(state);
-            let entries = node.store().ledger(KEYSPACE, usize::MAX).map_err(|error| error.to_string())?;
-            let entry = |entry: LedgerEntry| ((text(&entry.key), entry.field.clone(), entry.loser), entry);
-            ledgers.push(entries.into_iter().map(entry).collect());
+            let mut ledger = BTreeMap::new();
+            for keyspace in &KEYSPACES {
+                let entries = node.store().ledger(keyspace.id, usize::MAX).map_err(|error| error.to_string())?;
+                let entry = |entry: LedgerEntry| ((text(&entry.key), entry.field.clone(), entry.loser), entry);
+                ledger.extend(entries.into_iter().map(entry));
+            }
+            ledgers.push(ledger);
         }
         let tree = nodes.first().map(|node| node.store().tree()).unwrap_or_default();
         let mut end = End {
@@ -75,7 +79,7 @@ impl End {
         Ok(end)
     }
 
-    fn learn(&mut self, deltas: &BTreeMap<(ShardId, Dot), Delta>) {
+    fn learn(&mut self, deltas: &BTreeMap<DeltaId, Delta>) {
         for delta in deltas.values() {
             let Body::Write(write) = &delta.body else { continue };
             let key = text(&write.key);
@@ -184,6 +188,12 @@ impl End {
         covers.iter().any(|(other, seen)| {
             other != dot && seen.covers(*dot, lineage) && !seen_before(covers, *dot, *other, lineage)
         })
+    }
+
+    fn causes_are_exact(&self, logs: &Logs) -> Result<u64, String> {
+        let holdings = self.states.iter().zip(&self.ledgers);
+        let holdings: Vec<Holdings<'_>> = holdings.map(|(records, ledger)| Holdings { records, ledger }).collect();
+        causality::check(&self.writes, logs, &self.tree, &holdings)
     }
 
     fn counters_are_exact(&self) -> Result<(), String> {

@@ -3,14 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use isle_model::{FieldName, Mutation, Value};
-use isle_node::{Clock, Consistency, GetRequest, Node, NodeError, PreconditionAsked, RequestContext, WriteRequest};
+use isle_node::Clock;
 use rand::Rng;
 use rand::rngs::StdRng;
-use tokio::time::Instant;
 
-use super::history::{History, Op, Outcome, WriteFact};
+use super::door::{Ask, Burst, Condition, Door};
+use super::history::{History, Op, Outcome, Source, WriteFact};
 use super::world::SimClock;
 
 /// How a history is made.
@@ -25,7 +23,7 @@ pub struct Shape {
 }
 
 pub struct Client {
-    pub node: Arc<Node>,
+    pub door: Door,
     pub site: usize,
     pub rng: StdRng,
     pub history: Arc<History>,
@@ -51,82 +49,68 @@ impl Client {
     }
 
     fn key(&mut self) -> String {
-        format!("key-{}", self.rng.random_range(0..self.shape.keys))
+        let key = format!("key-{}", self.rng.random_range(0..self.shape.keys));
+        self.somewhere(key)
+    }
+
+    /// A sixth of the keys are in the other keyspace.
+    fn somewhere(&mut self, key: String) -> String {
+        if self.rng.random_bool(1.0 / 6.0) { format!("other-{key}") } else { key }
     }
 
     async fn read(&mut self) {
-        let key = self.key();
-        let request = GetRequest {
-            keyspace: "default".to_owned(),
-            key: Bytes::from(key.clone()),
-            consistency: Consistency::Eventual,
-        };
-        let reply = self.node.get(&RequestContext::default(), request).await;
+        let (key, began) = (self.key(), self.history.moment());
+        let seen = self.door.read(&key).await;
         let now = self.now();
-        match reply {
-            Ok(reply) => {
-                let tree = self.node.store().tree();
-                self.history.read(now, self.site, &key, reply.reading.as_ref(), &reply.version, &tree);
-            }
+        let source = match &self.door {
+            Door::Node(node) => Source::Read { site: self.site, upto: node.store().durable() },
+            Door::Wire(_) => Source::Wire,
+        };
+        match seen {
+            Ok(seen) => self.history.read(now, began, self.site, &key, seen, source),
             Err(error) => self.history.event(now, &format!("{} cannot read {key}: {error}", self.site)),
         }
     }
 
     /// Several writes at once, of one key more often than not: they meet in one batch.
     async fn burst(&mut self) {
+        let how = [Burst::Apart, Burst::Apart, Burst::Batch, Burst::Stream][self.rng.random_range(0..4)];
         let count = self.rng.random_range(2..12);
-        let asks: Vec<_> = (0..count).map(|_| self.ask()).collect();
-        let these = &*self;
-        futures::future::join_all(asks.into_iter().map(|(id, request, ctx)| these.carry_out(id, request, ctx))).await;
+        let (ids, asks): (Vec<_>, Vec<_>) = (0..count).map(|_| self.ask()).unzip();
+        let answers = self.door.burst(asks, how).await;
+        let now = self.now();
+        ids.into_iter().zip(answers).for_each(|(id, answer)| self.history.answered(now, id, answer));
     }
 
     async fn write(&mut self) {
-        let (id, request, ctx) = self.ask();
-        self.carry_out(id, request, ctx).await;
+        let (id, ask) = self.ask();
+        let answer = self.door.write(ask).await;
+        self.history.answered(self.now(), id, answer);
     }
 
-    async fn carry_out(&self, id: usize, request: WriteRequest, ctx: RequestContext) {
-        let outcome = self.node.write(&ctx, request).await;
-        let now = self.now();
-        match outcome {
-            Ok(reply) => self.history.acked(now, id, &reply.version, &self.node.store().tree()),
-            Err(NodeError::OutcomeUnknown { reason }) => self.history.unknown(now, id, &reason),
-            Err(error) => self.history.refused(now, id, error.to_string()),
-        }
-    }
-
-    fn ask(&mut self) -> (usize, WriteRequest, RequestContext) {
+    fn ask(&mut self) -> (usize, Ask) {
         let (key, op) = self.op();
-        let mut request = WriteRequest {
-            keyspace: "default".to_owned(),
-            key: Bytes::from(key.clone()),
-            mutation: mutation(&op),
-            precondition: PreconditionAsked::None,
-            context: None,
-            request_id: String::new(),
-        };
         let rng = &mut self.rng;
         let chance = rng.random_range(0..100);
         let token = self.history.token(&key, |count| rng.random_range(0..count));
-        match (chance, token) {
-            (0..30, Some(token)) => request.context = Some(token),
-            (30..40, Some(token)) => request.precondition = PreconditionAsked::Version(token),
-            (40..45, _) => request.precondition = PreconditionAsked::Absent,
-            _ => {}
-        }
-        let mut ctx = RequestContext::default();
-        if rng.random_bool(0.1) {
-            ctx.deadline = Some(Instant::now() + Duration::from_micros(rng.random_range(0..3000)));
-        }
-        let started = self.now();
-        let fact = WriteFact { site: self.site, key, op, outcome: Outcome::Unknown };
-        (self.history.begin(started, fact), request, ctx)
+        let token = token.filter(|_| chance < 40);
+        let condition = match (chance, &token) {
+            (0..30, Some(token)) => Condition::Context(token.version.clone()),
+            (30..40, Some(token)) => Condition::Version(token.version.clone()),
+            (40..45, _) => Condition::Absent,
+            _ => Condition::None,
+        };
+        // Half of these pass before a request over a link has arrived.
+        let deadline = rng.random_bool(0.1).then(|| Duration::from_micros(rng.random_range(0..4000)));
+        let fact = WriteFact { site: self.site, key: key.clone(), op: op.clone(), token, outcome: Outcome::Unknown };
+        (self.history.begin(self.now(), fact), Ask { key, op, condition, deadline })
     }
 
     fn op(&mut self) -> (String, Op) {
         let id = self.history.next_id();
         if self.rng.random_range(0..100) < self.shape.wide_percent {
-            return (format!("wide-{id}"), Op::Put { value: self.value(id, 0, 1) });
+            let key = self.somewhere(format!("wide-{id}"));
+            return (key, Op::Put { value: self.value(id, 0, 1) });
         }
         let key = self.key();
         match self.rng.random_range(0..100) {
@@ -159,17 +143,5 @@ impl Client {
     fn value(&mut self, id: usize, n: usize, share: usize) -> String {
         let padding = self.rng.random_range(0..=self.shape.value_bytes_max / share);
         format!("{id}.{n}|{}", "v".repeat(padding))
-    }
-}
-
-fn mutation(op: &Op) -> Mutation {
-    match op {
-        Op::Put { value } => Mutation::Put { value: Value::string(value) },
-        Op::Patch { set, remove } => Mutation::Patch {
-            set: set.iter().map(|(name, value)| (FieldName::new(name), Value::string(value))).collect(),
-            remove: remove.iter().map(|name| FieldName::new(name)).collect(),
-        },
-        Op::Delete => Mutation::Delete,
-        Op::Increment { field, amount } => Mutation::Increment { field: FieldName::new(field), amount: *amount },
     }
 }

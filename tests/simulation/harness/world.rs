@@ -18,10 +18,12 @@ use rand::Rng;
 use rand::rngs::StdRng;
 use turmoil::Sim;
 
+use super::door::Door;
 use super::history::History;
-use super::links::{Dialler, PEER_PORT, listen};
+use super::links::{CLIENT_PORT, Dialler, PEER_PORT, listen};
+use super::tamper::Tampering;
 use super::workload::{Client, Shape};
-use super::{CLUSTER, SHARDS, SITES, rng_of};
+use super::{CLIENTS, CLUSTER, KEYSPACES, SHARDS, SITES, rng_of};
 
 /// 2023-11-14, so that times in a trace are told from durations.
 const EPOCH_MS: i64 = 1_700_000_000_000;
@@ -56,7 +58,13 @@ pub struct Tuning {
     pub log_budget_bytes: u64,
     pub segment_bytes: u64,
     pub shape: Shape,
+    /// Clients of each region: beside the node, and on a host of their own.
     pub clients: usize,
+    pub clients_away: usize,
+    /// How often a batch of deltas is tampered with.
+    pub tamper_rate: f64,
+    /// The longest that an append waits for its sync.
+    pub sync_delay_max: Duration,
     /// The longest way of a message, until a link is slowed.
     pub latency_max: Duration,
     /// How often a message breaks its link for a while.
@@ -89,6 +97,8 @@ struct Site {
 struct Broken {
     cut: BTreeSet<(usize, usize)>,
     held: BTreeSet<(usize, usize)>,
+    /// Sites that their clients cannot reach.
+    deaf: BTreeSet<usize>,
 }
 
 pub struct World {
@@ -126,14 +136,22 @@ impl World {
         };
         let sites: Vec<Arc<Site>> = (0..SITES.len()).map(site).collect();
         for site in &sites {
-            let site = site.clone();
-            sim.host(SITES[site.index], move || {
+            let (index, away, site) = (site.index, site.clone(), site.clone());
+            sim.host(SITES[index], move || {
                 let site = site.clone();
                 async move {
                     site.live().await;
                     Ok(())
                 }
             });
+            sim.host(CLIENTS[index], move || {
+                let site = away.clone();
+                async move {
+                    site.live_away().await;
+                    Ok(())
+                }
+            });
+            sim.set_link_latency(SITES[index], CLIENTS[index], TICK);
         }
         World { rng: rng_of(seed, "world"), sites, broken: Broken::default(), fail_rate: tuning.fail_rate, sim }
     }
@@ -204,8 +222,12 @@ impl World {
         let others = || (0..SITES.len()).filter(move |other| *other != site);
         self.sim.set_fail_rate(0.0);
         others().for_each(|other| self.sim.partition(SITES[site], SITES[other]));
+        self.sim.partition(SITES[site], CLIENTS[site]);
         self.sim.crash(SITES[site]);
         self.sim.set_fail_rate(self.fail_rate);
+        if !self.broken.deaf.contains(&site) {
+            self.sim.repair(SITES[site], CLIENTS[site]);
+        }
         for other in others() {
             self.sim.repair(SITES[site], SITES[other]);
             self.break_again(site, other);
@@ -250,6 +272,17 @@ impl World {
         self.sim.repair(SITES[a], SITES[b]);
     }
 
+    /// Nothing passes between a site and its clients any more, or again.
+    pub fn deafen(&mut self, site: usize) {
+        self.broken.deaf.insert(site);
+        self.sim.partition(SITES[site], CLIENTS[site]);
+    }
+
+    pub fn hear_again(&mut self, site: usize) {
+        self.broken.deaf.remove(&site);
+        self.sim.repair(SITES[site], CLIENTS[site]);
+    }
+
     /// Everything between two sites takes so long.
     pub fn slow(&mut self, a: usize, b: usize, latency: Duration) {
         self.sim.set_link_latency(SITES[a], SITES[b], latency);
@@ -268,6 +301,7 @@ impl Drop for World {
         for site in &self.sites {
             site.node.lock().take();
             self.sim.crash(SITES[site.index]);
+            self.sim.crash(CLIENTS[site.index]);
         }
     }
 }
@@ -291,43 +325,65 @@ impl Site {
                 return std::future::pending().await;
             }
         };
-        *self.node.lock() = Some(region.node().clone());
+        let node = region.node().clone();
+        self.history.know(&node.store().tree());
+        *self.node.lock() = Some(node.clone());
         let mut clients = tokio::task::JoinSet::new();
         for n in 0..self.tuning.clients {
-            clients.spawn(self.client(n, &boot, region.node().clone()).run());
+            clients.spawn(self.client(&format!("{n} {}", boot.starts), Door::Node(node.clone())).run());
         }
-        let served = match listen().await {
-            Ok(incoming) => region.serve_peers(incoming, std::future::pending()).await.map_err(|e| e.to_string()),
-            Err(error) => Err(error.to_string()),
-        };
+        let served = tokio::try_join!(serve_peers(&region), serve_clients(&region));
         self.history.violation(format!("{} serves no more: {served:?}", self.index));
+    }
+
+    /// Clients on a host of their own: they outlive their region's crashes.
+    async fn live_away(&self) {
+        let mut clients = tokio::task::JoinSet::new();
+        for n in 0..self.tuning.clients_away {
+            clients.spawn(self.client(&format!("away {n}"), Door::to_region(SITES[self.index])).run());
+        }
+        while clients.join_next().await.is_some() {}
     }
 
     fn seams(&self, boot: &Boot) -> Seams {
         let identity = BootIdentity { boot_id: format!("boot {}", boot.starts), mount_id: String::new() };
+        let config = config(self.index, &self.tuning);
+        let tampering = Tampering {
+            inner: Arc::new(TonicConnector::new(Arc::new(Dialler), server::identity(&config))),
+            rate: self.tuning.tamper_rate,
+            rng: Arc::new(Mutex::new(rng_of(boot.chance, "tamper"))),
+            history: self.history.clone(),
+        };
         Seams {
             storage: Storage { disk: Arc::new(boot.disk.clone()), place: ViewPlace::Temporary, boot: identity },
-            connector: Arc::new(TonicConnector::new(
-                Arc::new(Dialler),
-                server::identity(&config(self.index, &self.tuning)),
-            )),
+            connector: Arc::new(tampering),
             clock: self.clock.clone(),
             incarnation: boot.incarnation,
             seed: boot.chance,
-            sync: SyncDriver::Task { delay_max: Duration::from_millis(2) },
+            sync: SyncDriver::Task { delay_max: self.tuning.sync_delay_max },
         }
     }
 
-    fn client(&self, n: usize, boot: &Boot, node: Arc<Node>) -> Client {
+    fn client(&self, name: &str, door: Door) -> Client {
         Client {
-            node,
+            door,
             site: self.index,
-            rng: rng_of(self.seed, &format!("client {} {n} {}", self.index, boot.starts)),
+            rng: rng_of(self.seed, &format!("client {} {name}", self.index)),
             history: self.history.clone(),
             clock: self.clock.clone(),
             shape: self.tuning.shape,
         }
     }
+}
+
+async fn serve_peers(region: &server::Region) -> Result<(), String> {
+    let incoming = listen(PEER_PORT).await.map_err(|error| error.to_string())?;
+    region.serve_peers(incoming, std::future::pending()).await.map_err(|error| error.to_string())
+}
+
+async fn serve_clients(region: &server::Region) -> Result<(), String> {
+    let incoming = listen(CLIENT_PORT).await.map_err(|error| error.to_string())?;
+    region.serve_clients(incoming, std::future::pending()).await.map_err(|error| error.to_string())
 }
 
 fn config(site: usize, tuning: &Tuning) -> Config {
@@ -342,6 +398,7 @@ fn config(site: usize, tuning: &Tuning) -> Config {
         region: SITES[site].to_owned(),
         shards: SHARDS,
         peers: SITES.iter().filter(|other| **other != SITES[site]).map(peer).collect(),
+        keyspaces: KEYSPACES.iter().map(|k| config::Keyspace { id: k.id.0, name: k.name.to_owned() }).collect(),
         ..Config::default()
     };
     config.limits.log_budget_bytes = tuning.log_budget_bytes;

@@ -1,0 +1,168 @@
+//! Between two nodes, above the real gRPC: batches of deltas come twice, come again later, change places, or are lost in the
+//! middle of their streams; calls for states and fetches are lost on the way back.
+//!
+//! Only what a stream's own `prev` shows is lost, a batch whose every stream goes on in the next, and only once a subscription:
+//! what is then sent again arrives. (No real link loses a message and lives.)
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::{Buf, Bytes};
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use isle_model::{KeyspaceId, ShardId};
+use isle_node::PeerConfig;
+use isle_node::peer::{
+    Connector, DeltaBatch, FetchReply, FetchRequest, Hello, Peer, PeerError, StateReply, StateRequest, ToReceiver,
+    ToSender,
+};
+use isle_store::codec;
+use parking_lot::Mutex;
+use rand::Rng;
+use rand::rngs::StdRng;
+use tokio::sync::mpsc;
+
+use super::history::History;
+
+/// How many batches of the past may come again.
+const OLD_MAX: usize = 4;
+
+/// A connector whose connections are tampered with, until clients stop.
+pub struct Tampering {
+    pub inner: Arc<dyn Connector>,
+    /// How often something is done to a batch.
+    pub rate: f64,
+    pub rng: Arc<Mutex<StdRng>>,
+    pub history: Arc<History>,
+}
+
+#[async_trait]
+impl Connector for Tampering {
+    async fn connect(&self, peer: &PeerConfig) -> Result<Arc<dyn Peer>, PeerError> {
+        let inner = self.inner.connect(peer).await?;
+        let chance = Chance { rate: self.rate, rng: self.rng.clone(), history: self.history.clone() };
+        Ok(Arc::new(Tampered { inner, chance }))
+    }
+}
+
+#[derive(Clone)]
+struct Chance {
+    rate: f64,
+    rng: Arc<Mutex<StdRng>>,
+    history: Arc<History>,
+}
+
+impl Chance {
+    fn strikes(&self) -> bool {
+        !self.history.is_closed() && self.rng.lock().random_bool(self.rate)
+    }
+
+    fn below(&self, n: usize) -> usize {
+        self.rng.lock().random_range(0..n)
+    }
+
+    /// An answer may be lost on its way back: whoever asked cannot tell that from a call that never arrived.
+    fn deliver<T>(&self, answer: Result<T, PeerError>) -> Result<T, PeerError> {
+        match self.strikes() {
+            true => Err(PeerError::Unreachable { reason: "the answer is lost".to_owned() }),
+            false => answer,
+        }
+    }
+}
+
+struct Tampered {
+    inner: Arc<dyn Peer>,
+    chance: Chance,
+}
+
+#[async_trait]
+impl Peer for Tampered {
+    async fn subscribe(
+        &self,
+        hello: Hello,
+        outgoing: mpsc::Receiver<ToSender>,
+    ) -> Result<BoxStream<'static, Result<ToReceiver, PeerError>>, PeerError> {
+        let incoming = self.inner.subscribe(hello, outgoing).await?;
+        let mut mangler = Mangler { chance: self.chance.clone(), held: None, has_lost: false, old: VecDeque::new() };
+        Ok(incoming.flat_map(move |message| futures::stream::iter(mangler.pass(message))).boxed())
+    }
+
+    async fn fetch(&self, request: FetchRequest) -> Result<FetchReply, PeerError> {
+        self.chance.deliver(self.inner.fetch(request).await)
+    }
+
+    async fn state(&self, request: StateRequest) -> Result<StateReply, PeerError> {
+        self.chance.deliver(self.inner.state(request).await)
+    }
+}
+
+type Message = Result<ToReceiver, PeerError>;
+
+/// What is done to one subscription's batches.
+struct Mangler {
+    chance: Chance,
+    /// Waits for the next batch, to change places with it or to be lost.
+    held: Option<DeltaBatch>,
+    has_lost: bool,
+    old: VecDeque<DeltaBatch>,
+}
+
+impl Mangler {
+    fn pass(&mut self, message: Message) -> Vec<Message> {
+        let out = match message {
+            Ok(ToReceiver::Deltas(batch)) => self.pass_batch(batch),
+            // A probe's answer says that all before it was sent: nothing is held back beyond it.
+            other => self.held.take().map(deltas).into_iter().chain([other]).collect(),
+        };
+        let sent = out.iter().filter_map(|message| match message {
+            Ok(ToReceiver::Deltas(batch)) => Some(batch.clone()),
+            _ => None,
+        });
+        self.old.extend(sent);
+        let extra = self.old.len().saturating_sub(OLD_MAX);
+        self.old.drain(..extra);
+        out
+    }
+
+    fn pass_batch(&mut self, batch: DeltaBatch) -> Vec<Message> {
+        if let Some(held) = self.held.take() {
+            if !self.has_lost && self.chance.below(2) == 0 && streams(&held).is_subset(&streams(&batch)) {
+                self.has_lost = true;
+                return vec![deltas(batch)];
+            }
+            return vec![deltas(batch), deltas(held)];
+        }
+        if !self.chance.strikes() {
+            return vec![deltas(batch)];
+        }
+        match (self.chance.below(4), self.old.len()) {
+            (0 | 1, _) => {
+                self.held = Some(batch);
+                Vec::new()
+            }
+            (2, 1..) => {
+                let old = self.old[self.chance.below(self.old.len())].clone();
+                vec![deltas(batch), deltas(old)]
+            }
+            _ => vec![deltas(batch.clone()), deltas(batch)],
+        }
+    }
+}
+
+fn deltas(batch: DeltaBatch) -> Message {
+    Ok(ToReceiver::Deltas(batch))
+}
+
+/// The streams that a batch has deltas of.
+fn streams(batch: &DeltaBatch) -> BTreeSet<(KeyspaceId, ShardId)> {
+    let raw = zstd::bulk::decompress(&batch.zstd, batch.raw_len as usize).expect("a sound batch");
+    let mut raw = Bytes::from(raw);
+    let mut out = BTreeSet::new();
+    while raw.has_remaining() {
+        let length = raw.get_u32_le() as usize;
+        let head = codec::delta_head(raw.split_to(length)).expect("a sound delta");
+        out.insert((head.keyspace, head.shard));
+    }
+    out
+}
