@@ -4,12 +4,10 @@ use std::path::Path;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use isle::page_token::PageKey;
-use isle::services::peer_wire::{self, Identity};
+use isle::services::peer_wire;
 use isle::status_table;
 use isle_model::{Context, Dot, Incarnation, IncarnationTree, KeyspaceId, Region, Row, ShardId, TokenKey, Vector};
-use isle_node::peer::{
-    DeltaBatch, FetchReply, FetchRequest, Hello, PeerError, StateReply, StateRequest, ToReceiver, ToSender,
-};
+use isle_node::peer::{DeltaBatch, FetchReply, Hello, PeerError, StateReply, ToReceiver, ToSender};
 use isle_proto::{storage, v1};
 use isle_store::codec;
 use prost::Message;
@@ -160,7 +158,10 @@ fn hello() -> Hello {
 }
 
 fn peer_messages() -> Vec<Vec<u8>> {
-    let identity = Identity { cluster: "c".to_owned(), region: Region::new("eu") };
+    let caller = || {
+        let (cluster, region) = ("c".to_owned(), "eu".to_owned());
+        Some(v1::Caller { protocol_version: isle_node::peer::PROTOCOL, cluster, region, ..Default::default() })
+    };
     let (raw, count) = batch();
     let (raw_len, crc, zstd) = (raw.len() as u32, crc32fast::hash(&raw), packed(&raw));
     let deltas = DeltaBatch { rows: rows(), count, raw_len, crc, zstd };
@@ -181,10 +182,11 @@ fn peer_messages() -> Vec<Vec<u8>> {
     ] {
         out.push(with(1, &peer_wire::to_receiver(message).encode_to_vec()));
     }
-    let (asker, origin) = (Region::new("eu"), Region::new("ap"));
+    let after = Some(isle_proto::convert::vector(&vector()));
+    let origin = "ap".to_owned();
     let fetch =
-        FetchRequest { asker: asker.clone(), origin, keyspace: KS, shard: SHARD, after: vector(), bytes_max: 9 };
-    out.push(with(2, &peer_wire::fetch_request(&identity, fetch).encode_to_vec()));
+        v1::FetchRequest { caller: caller(), origin, keyspace: KS.0, after, bytes_max: 9, ..Default::default() };
+    out.push(with(2, &fetch.encode_to_vec()));
     let fetched = FetchReply { batch: deltas, more: true, needs_state: false };
     out.push(with(3, &peer_wire::fetch_response(fetched).encode_to_vec()));
     for chunk in fixtures("state_chunk") {
@@ -192,8 +194,9 @@ fn peer_messages() -> Vec<Vec<u8>> {
         let reply = peer_wire::state_response(&StateReply { rows: rows(), chunk }).expect("a sound chunk is packed");
         out.push(with(4, &reply.encode_to_vec()));
     }
-    let state = StateRequest { asker, keyspace: KS, shard: SHARD, start: Bytes::from_static(b"k"), bytes_max: 9 };
-    out.push(with(5, &peer_wire::state_request(&identity, state).encode_to_vec()));
+    let start = Bytes::from_static(b"k");
+    let state = v1::StateRequest { caller: caller(), keyspace: KS.0, start, bytes_max: 9, ..Default::default() };
+    out.push(with(5, &state.encode_to_vec()));
     out
 }
 
