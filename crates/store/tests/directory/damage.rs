@@ -161,7 +161,10 @@ fn cut_off(rng: &mut Seeded, bytes: &mut Vec<u8>) {
 fn whatever_is_damaged_is_named_or_harmless() {
     let mut kinds = Kind::all();
     let count = kinds.len() as u64;
-    scenario("damage", 14 * count, 200 * count, |n| kinds[(n % count) as usize].try_out(n));
+    scenario("damage", 14 * count, 200 * count, |n| {
+        kinds[(n % count) as usize].try_out(n);
+        1
+    });
     for Kind { name, outcomes, .. } in &kinds {
         println!("{name}: {outcomes:?}");
         let Outcomes { harmless, rebuilt, read_failed, refused } = *outcomes;
@@ -213,5 +216,6 @@ fn a_torn_tail_keeps_what_was_acknowledged() {
         let shown = live.shown();
         let is_prefix = (image.writes.len()..=all.len()).any(|upto| after(&all[..upto]) == shown);
         assert!(is_prefix, "{n}: torn at {cut}");
+        1
     });
 }

@@ -4,6 +4,7 @@
 
 mod damage;
 mod doctor;
+mod power;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -78,9 +79,19 @@ struct Live {
 
 impl Live {
     fn open(disk: Arc<dyn Disk>, root: &Path, name: &str, incarnation: u64) -> Result<Live, OpenError> {
+        Live::open_with(config(), disk, root, name, incarnation)
+    }
+
+    fn open_with(
+        config: StoreConfig,
+        disk: Arc<dyn Disk>,
+        root: &Path,
+        name: &str,
+        incarnation: u64,
+    ) -> Result<Live, OpenError> {
         let place = ViewPlace::Directory(root.to_owned());
         let (store, writers, report) =
-            Store::open(config(), disk, place, boot(name), Incarnation(incarnation), &mut |_| ())?;
+            Store::open(config, disk, place, boot(name), Incarnation(incarnation), &mut |_| ())?;
         Ok(Live { store, writers, report })
     }
 
@@ -129,8 +140,12 @@ fn key_of(n: u64) -> String {
 
 /// The n-th write of every history: a sixth are deletes, and values tell their write.
 fn nth(rng: &mut Seeded, n: usize) -> (String, Option<String>) {
+    nth_of(rng, n, 700)
+}
+
+fn nth_of(rng: &mut Seeded, n: usize, bytes_max: u64) -> (String, Option<String>) {
     let key = key_of(rng.below(KEYS));
-    let value = (rng.below(6) > 0).then(|| format!("{n} {}", "x".repeat(rng.below(700) as usize)));
+    let value = (rng.below(6) > 0).then(|| format!("{n} {}", "x".repeat(rng.below(bytes_max) as usize)));
     (key, value)
 }
 
@@ -191,16 +206,15 @@ fn flip(path: &Path, bit: u64) {
 }
 
 /// So many trials, or at least `long` of them for as long as `ISLE_TORTURE_SECONDS` says; prints what came of them, for the
-/// table of the torture.
+/// table of the torture. A trial that does not survive panics, with its number; one that does says for how many it counts.
 #[allow(clippy::disallowed_methods, reason = "how long a test may take is asked of the environment")]
-fn scenario(name: &str, short: u64, long: u64, mut survives: impl FnMut(u64)) {
+fn scenario(name: &str, short: u64, long: u64, mut survives: impl FnMut(u64) -> u64) {
     let seconds = std::env::var("ISLE_TORTURE_SECONDS").ok().and_then(|text| text.parse().ok());
     let until = seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
-    let mut tried = 0;
+    let (mut tried, mut trial) = (0, 0);
     while until.map_or(tried < short, |until| tried < long || Instant::now() < until) {
-        // A trial that does not survive panics, with its number.
-        survives(tried);
-        tried += 1;
+        tried += survives(trial);
+        trial += 1;
     }
     println!("scenario {name}: tried {tried}, survived {tried}, lost 0");
 }
