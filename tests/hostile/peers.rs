@@ -267,7 +267,7 @@ async fn fetches_and_states_that_make_no_sense_are_refused() {
         let status = peer.fetch(fetch(caller(), keyspace, shard)).await.unwrap_err();
         assert_eq!(reason(&status), "CLUSTER_MISMATCH", "{status}");
         let asked =
-            v1::StateRequest { caller: caller(), keyspace, shard, start: vec![0; 5000].into(), bytes_max: u32::MAX };
+            v1::StateRequest { caller: caller(), keyspace, shard, start: vec![0; 5000].into(), ..Default::default() };
         assert_eq!(reason(&peer.state(asked).await.unwrap_err()), "CLUSTER_MISMATCH");
     }
     assert_eq!(reason(&peer.fetch(fetch(None, KS.0, 0)).await.unwrap_err()), "CHECKSUM_MISMATCH");
