@@ -261,7 +261,7 @@ impl Doctor {
             return Ok((None, false));
         }
         let name = directory_of(Path::new(""), mark.generation);
-        copy_all(&self.root.join(&name), &self.scratch.join(&name)).map_err(io_at("copying the view"))?;
+        self.copy_view(mark.generation)?;
         match read_view(&self.scratch, mark) {
             Ok(items) => {
                 findings.push(finding::view(mark.meta.position, items));
@@ -272,6 +272,15 @@ impl Doctor {
                 Ok((None, true))
             }
         }
+    }
+
+    fn copy_view(&self, generation: u64) -> Result<(), DoctorError> {
+        let name = directory_of(Path::new(""), generation);
+        let copy = self.scratch.join(&name);
+        if copy.exists() {
+            std::fs::remove_dir_all(&copy).map_err(io_at("removing a copy"))?;
+        }
+        copy_all(&self.root.join(&name), &copy).map_err(io_at("copying the view"))
     }
 
     fn look_at_log(
@@ -317,6 +326,10 @@ impl Doctor {
 
     fn compare(&self, examination: &mut Examination) -> Result<(), DoctorError> {
         let Some((region, shards)) = examination.facts.owner.clone() else { return Ok(()) };
+        if let Some(mark) = &examination.facts.mark {
+            // Another copy: sled holds the lock of the one that was read for a moment longer.
+            self.copy_view(mark.generation)?;
+        }
         let from = comparison::Stores { disk: &self.disk, scratch: &self.scratch, boot: &self.boot, region, shards };
         match from.compare() {
             Ok(comparison) => {

@@ -122,25 +122,25 @@ impl Store {
         check_format(disk.as_ref())?;
         let mut report = RecoveryReport::default();
         let start = choose_view(&config, disk.as_ref(), &place, &boot, &mut report, progress)?;
-        if start.mark.meta.last_seqs.len() != config.shards as usize {
-            return Err(OpenError::Shards { found: start.mark.meta.last_seqs.len(), asked: config.shards });
+        let mut replayed = replay_log(&config, &disk, incarnation, start, progress);
+        if let Some(fault) = replayed.as_ref().err().and_then(|failed| failed.view_fault.clone())
+            && report.view_reused
+        {
+            tracing::error!(fault, "the view is damaged and built anew");
+            distrust_view(disk.as_ref())?;
+            let start = choose_view(&config, disk.as_ref(), &place, &boot, &mut report, progress)?;
+            (report.view_reused, report.view_distrusted) = (false, Some("it is damaged"));
+            replayed = replay_log(&config, &disk, incarnation, start, progress);
         }
-        let mut replay = Replay::new(&config, start.view, disk.clone(), start.mark.clone());
-        let options = LogOptions {
-            segment_bytes: config.segment_bytes as u32,
-            replay_from: start.mark.meta.position,
-            known_durable: start.known_durable,
-            recent_bytes: config.tail_ring_bytes,
-            ..LogOptions::new(incarnation.0)
-        };
-        let mut replayed = |at: log::Progress| progress(Progress::ReplayingLog { bytes: at.done, of: at.total });
-        let opened = CommitLog::open(disk.clone(), &options, |entry| replay.take(entry), &mut replayed);
-        let (log, found) = opened.map_err(|error| match (error, report.checkpoints_damaged.last()) {
-            (LogError::Trimmed { .. }, Some(damage)) => OpenError::CheckpointLost { damage: damage.clone() },
-            (error, _) => error.into(),
-        })?;
+        let Replayed { log, cuts, replay, mark, checkpoint } =
+            replayed.map_err(|failed| match (failed.error, report.checkpoints_damaged.last()) {
+                (OpenError::Log(LogError::Trimmed { .. }), Some(damage)) => {
+                    OpenError::CheckpointLost { damage: damage.clone() }
+                }
+                (error, _) => error,
+            })?;
         report.entries_replayed = replay.entries;
-        report.cuts = found.cuts;
+        report.cuts = cuts;
         let (memory, row) = replay.finish(log.durable())?;
         if memory.tree().contains(incarnation) {
             return Err(OpenError::Row(format!("{incarnation} was used before, and its dots would be issued again")));
@@ -152,7 +152,7 @@ impl Store {
             incarnation,
             publishing: Mutex::new(()),
             published,
-            maintenance: Mutex::new(Maintenance::new(start.mark, start.checkpoint)),
+            maintenance: Mutex::new(Maintenance::new(mark, checkpoint)),
             sync_thread: OnceLock::new(),
             short_of_space: AtomicBool::new(false),
             _lock: lock,
@@ -169,6 +169,52 @@ impl Store {
         self.learn_rows([(self.incarnation, row)]).map_err(|error| OpenError::Row(error.to_string()))?;
         self.sync().map_err(|error| OpenError::Row(error.to_string()))?;
         Ok(())
+    }
+}
+
+/// The log applied to the view.
+struct Replayed {
+    log: CommitLog,
+    cuts: Vec<log::Cut>,
+    replay: Replay,
+    mark: ViewMark,
+    checkpoint: LogPosition,
+}
+
+struct ReplayFailed {
+    error: OpenError,
+    /// What the view failed with: then another one may do.
+    view_fault: Option<String>,
+}
+
+fn replay_log(
+    config: &StoreConfig,
+    disk: &Arc<dyn Disk>,
+    incarnation: Incarnation,
+    start: Start,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Replayed, ReplayFailed> {
+    let Start { view, mark, known_durable, checkpoint } = start;
+    let found = mark.meta.last_seqs.len();
+    if found != config.shards as usize {
+        let error = OpenError::Shards { found, asked: config.shards };
+        return Err(ReplayFailed { error, view_fault: None });
+    }
+    let mut replay = Replay::new(config, view, disk.clone(), mark.clone());
+    let options = LogOptions {
+        segment_bytes: config.segment_bytes as u32,
+        replay_from: mark.meta.position,
+        known_durable,
+        recent_bytes: config.tail_ring_bytes,
+        ..LogOptions::new(incarnation.0)
+    };
+    let mut shown = |at: log::Progress| progress(Progress::ReplayingLog { bytes: at.done, of: at.total });
+    match CommitLog::open(disk.clone(), &options, |entry| replay.take(entry), &mut shown) {
+        Ok((log, found)) => Ok(Replayed { log, cuts: found.cuts, replay, mark, checkpoint }),
+        Err(error) => {
+            let view_fault = replay.memory.view.fault().map(str::to_owned);
+            Err(ReplayFailed { error: error.into(), view_fault })
+        }
     }
 }
 
@@ -264,8 +310,7 @@ fn choose_view(
             why => report.view_distrusted = why,
         }
         // A crash while it is removed leaves part of it, which must not be taken for all.
-        let nobody = BootIdentity { boot_id: String::new(), mount_id: String::new() };
-        write_mark(disk, &ViewMark { clean: false, ..owned_by(mark.clone(), &nobody) })?;
+        distrust_view(disk)?;
     }
     let generation = old.as_ref().map_or(0, |mark| mark.generation);
     let Built { generation, view, mut meta, checkpoint, durable } =
@@ -294,6 +339,15 @@ fn owned_by(mark: ViewMark, boot: &BootIdentity) -> ViewMark {
 
 pub(crate) fn write_mark(disk: &dyn Disk, mark: &ViewMark) -> std::io::Result<()> {
     disk.write_atomic(VIEW_FILE, &codec::encode_view_mark(mark))
+}
+
+/// The mark is nobody's from here on: it vouches for no view.
+fn distrust_view(disk: &dyn Disk) -> Result<(), OpenError> {
+    if let Some(mark) = read_mark(disk)? {
+        let nobody = BootIdentity { boot_id: String::new(), mount_id: String::new() };
+        write_mark(disk, &ViewMark { clean: false, seal: 0, ..owned_by(mark, &nobody) })?;
+    }
+    Ok(())
 }
 
 /// A new generation of the view, and what it was built from.

@@ -8,7 +8,7 @@ use isle_model::{Incarnation, Region};
 
 use crate::codec;
 use crate::disk::{Disk, ScratchDisk};
-use crate::open::BootIdentity;
+use crate::open::{BootIdentity, RecoveryReport};
 use crate::overlay::Item;
 use crate::store::{Store, StoreConfig};
 use crate::view::ViewPlace;
@@ -36,8 +36,11 @@ pub(crate) struct Comparison {
 
 impl Stores<'_> {
     pub(super) fn compare(&self) -> Result<Comparison, String> {
-        let viewed = self.open(ViewPlace::Directory(self.scratch.to_owned()))?;
-        let rebuilt = self.open(ViewPlace::Temporary)?;
+        let (viewed, report) = self.open(ViewPlace::Directory(self.scratch.to_owned()))?;
+        if let Some(why) = report.view_distrusted {
+            return Err(why.to_owned());
+        }
+        let (rebuilt, _) = self.open(ViewPlace::Temporary)?;
         let (mut viewed, mut rebuilt) = (Items::of(viewed), Items::of(rebuilt));
         let mut comparison = Comparison::default();
         loop {
@@ -55,7 +58,7 @@ impl Stores<'_> {
         }
     }
 
-    fn open(&self, place: ViewPlace) -> Result<Arc<Store>, String> {
+    fn open(&self, place: ViewPlace) -> Result<(Arc<Store>, RecoveryReport), String> {
         let config = StoreConfig {
             region: self.region.clone(),
             shards: self.shards,
@@ -65,11 +68,11 @@ impl Stores<'_> {
             ..StoreConfig::default()
         };
         let disk: Arc<dyn Disk> = Arc::new(ScratchDisk::over(self.disk.clone()));
-        let (store, writers, _) = Store::open(config, disk, place, self.boot.clone(), NOBODY, &mut |_| ())
+        let (store, writers, report) = Store::open(config, disk, place, self.boot.clone(), NOBODY, &mut |_| ())
             .map_err(|error| error.to_string())?;
         drop(writers);
         store.drain_all().map_err(|error| error.to_string())?;
-        Ok(store)
+        Ok((store, report))
     }
 }
 
