@@ -27,6 +27,7 @@ mod memory;
 mod meta;
 mod open;
 mod overlay;
+mod primitives;
 mod store;
 pub mod sync_thread;
 mod threads;

@@ -6,12 +6,10 @@
 
 use std::io;
 use std::sync::Arc;
-use std::thread::JoinHandle;
-
-use parking_lot::{Condvar, Mutex};
 
 use crate::group_commit::{GroupCommit, WaitState};
 use crate::log::{LogPosition, SyncError};
+use crate::primitives::{Condvar, JoinHandle, Mutex, spawn};
 
 pub type Sync = Box<dyn Fn() -> Result<LogPosition, SyncError> + Send>;
 pub type OnDurable = Box<dyn Fn(LogPosition) + Send + std::marker::Sync>;
@@ -48,7 +46,7 @@ impl SyncThread {
             wake: Condvar::new(),
             progressed: Condvar::new(),
         });
-        let thread = std::thread::Builder::new().name("isle-log-sync".to_owned()).spawn({
+        let thread = spawn("isle-log-sync", {
             let shared = shared.clone();
             move || shared.run(&sync, &on_durable, &on_failed)
         })?;
