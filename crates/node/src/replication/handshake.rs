@@ -100,8 +100,8 @@ fn check_names(shared: &Shared, hello: &Hello) -> Result<(), PeerError> {
         })
     };
     hello.cursors.iter().try_for_each(|(_, _, vector)| of(shared.me(), vector))?;
-    let absorbed = hello.stated.iter().chain(&hello.absorbed).flat_map(|(_, _, vectors)| vectors);
-    absorbed.map(|(region, vector)| of(region, vector)).collect()
+    let mut absorbed = hello.stated.iter().chain(&hello.absorbed).flat_map(|(_, _, vectors)| vectors);
+    absorbed.try_for_each(|(region, vector)| of(region, vector))
 }
 
 fn misfits(shared: &Shared, hello: &Hello, dialled: Option<&Region>) -> Vec<String> {
