@@ -1,12 +1,13 @@
 //! The client port.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
 use isle_client::{Value, WriteOptions, v1};
 use isle_proto::v1::kv_client::KvClient;
+use tokio::time::Instant;
 use tonic::body::Body;
 use tonic::codegen::Service;
 use tonic::transport::Channel;

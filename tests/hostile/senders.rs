@@ -269,7 +269,7 @@ async fn garbage_is_named_and_the_stream_goes_on_when_it_ends() {
     let batches = [
         batch_of(&[Bytes::from_static(b"\xff\xff\xff")]),
         batch_of(&[sound.slice(..sound.len() / 2)]),
-        v1::DeltaBatch { count: 9, ..batch_of(&[sound.clone()]) },
+        v1::DeltaBatch { count: 9, ..batch_of(std::slice::from_ref(&sound)) },
         v1::DeltaBatch { block: Some(v1::Block { crc32: 1, ..block(b"") }), ..packed(b"", 0) },
         v1::DeltaBatch { block: Some(v1::Block { compression: 3, ..block(b"") }), ..packed(b"", 0) },
         v1::DeltaBatch { rows: vec![storage::IncarnationRow::default()], ..batch_of(&[sound]) },
