@@ -2,7 +2,7 @@
 //! enable, `is` is a constant `false` and nothing of this is compiled in.
 
 /// One bug, each breaking a law of its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Bug {
     /// Replies before the commit log is fsynced (law 5).
@@ -11,10 +11,41 @@ pub enum Bug {
     ForgetEarly = 2,
     /// Applies a delta whose predecessor is missing: a gap is skipped (contiguity).
     SkipGap = 3,
+    /// Merging takes what came last (law 1).
+    MergeTakesLast = 4,
+    /// Shows the sibling with the latest clock, whatever its generation (law 2).
+    ClockFirst = 5,
+    /// A write does not cover what its client had seen: it is taken for concurrent with it (law 3).
+    IgnoreContext = 6,
+    /// A sibling that loses is not noted in the ledger (law 4).
+    LoseLoser = 7,
+    /// Recovery skips entries of the log.
+    SkipInReplay = 8,
+    /// Goes on talking to an incarnation that has been replaced (fencing).
+    AdmitReplaced = 9,
+    /// A transfer's cursors move without its last chunk (state transfer).
+    CursorBeforeLast = 10,
+    /// What a complete state does not list is kept (complete state).
+    KeepUnlisted = 11,
+    /// A delta that cannot be read is passed over: cursors and statements go on above it (quarantine).
+    PassUnreadable = 12,
 }
 
 impl Bug {
-    pub const ALL: [Bug; 3] = [Bug::ReplyBeforeSync, Bug::ForgetEarly, Bug::SkipGap];
+    pub const ALL: [Bug; 12] = [
+        Bug::ReplyBeforeSync,
+        Bug::ForgetEarly,
+        Bug::SkipGap,
+        Bug::MergeTakesLast,
+        Bug::ClockFirst,
+        Bug::IgnoreContext,
+        Bug::LoseLoser,
+        Bug::SkipInReplay,
+        Bug::AdmitReplaced,
+        Bug::CursorBeforeLast,
+        Bug::KeepUnlisted,
+        Bug::PassUnreadable,
+    ];
 }
 
 #[cfg(feature = "planted")]

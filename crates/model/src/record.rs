@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::{Counter, Dot, KeyspaceId, Lineage, Region, Register, Vector};
+use crate::{Counter, Dot, KeyspaceId, Lineage, Region, Register, Vector, planted};
 
 /// A field's name; the unnamed field's is empty.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -204,6 +204,7 @@ impl Record {
     pub fn merge(&mut self, other: &Record, lineage: Lineage<'_>) {
         for (key, theirs) in &other.fields {
             match self.position(key) {
+                Ok(at) if planted::is(planted::Bug::MergeTakesLast) => self.fields[at].1 = theirs.clone(),
                 Ok(at) => self.fields[at].1.merge(theirs, lineage),
                 Err(at) => self.fields.insert(at, (key.clone(), theirs.clone())),
             }
@@ -214,7 +215,8 @@ impl Record {
     /// is what it lists, where this region has absorbed and forgotten it: its sender's disk may have lost the delete. (The merge
     /// of observed-remove sets without tombstones, Bieniusa et al. 2012.)
     pub fn complete(&mut self, listed: &Record, sides: Absorbed<'_>, lineage: Lineage<'_>) {
-        for (key, mine) in &mut self.fields {
+        let kept = |key: &FieldKey| planted::is(planted::Bug::KeepUnlisted) && listed.get(key).is_none();
+        for (key, mine) in self.fields.iter_mut().filter(|(key, _)| !kept(key)) {
             mine.complete(listed.get(key), sides, lineage);
         }
         for (key, theirs) in &listed.fields {

@@ -4,7 +4,7 @@
 //! both sides have it, or if the other side has not seen it. Nothing is chosen while merging; choosing among siblings is
 //! done when reading and lives in `reading`. (Dotted version vectors: Preguiça et al., 2010.)
 
-use crate::{Absorbed, Covered, Dot, Epoch, Generation, Hlc, Incarnation, Lineage, Region, Value, Vector};
+use crate::{Absorbed, Covered, Dot, Epoch, Generation, Hlc, Incarnation, Lineage, Region, Value, Vector, planted};
 
 /// Who writes, and when: what every sibling of one write carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +30,8 @@ pub type Rank<'a> = (Epoch, Generation, Hlc, Option<&'a Region>, Dot);
 
 impl Sibling {
     pub fn rank<'a>(&self, lineage: Lineage<'a>) -> Rank<'a> {
-        (self.epoch, self.generation, self.hlc, lineage.region(self.dot.incarnation), self.dot)
+        let generation = if planted::is(planted::Bug::ClockFirst) { Generation(0) } else { self.generation };
+        (self.epoch, generation, self.hlc, lineage.region(self.dot.incarnation), self.dot)
     }
 }
 

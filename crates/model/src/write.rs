@@ -7,7 +7,7 @@ use crate::limits::{FIELD_NAME_BYTES_MAX, FIELDS_MAX, KEY_BYTES_MAX, RECORD_BYTE
 use crate::reading::other_kind;
 use crate::{
     Absorbed, Context, Dot, Fate, Field, FieldKey, FieldName, Hlc, KeyspaceId, Kind, LedgerEntry, Lineage, Record,
-    Region, Register, Sibling, Stamp, Value, Write,
+    Region, Register, Sibling, Stamp, Value, Write, planted,
 };
 
 /// What a client asks for.
@@ -186,7 +186,7 @@ impl Planner<'_> {
     fn write(&mut self, field: FieldKey, value: Value) {
         let nothing = Register::default();
         let register = self.current.register(&field).unwrap_or(&nothing);
-        let context = self.context.and_then(|c| c.get(&field));
+        let context = self.context.and_then(|c| c.get(&field)).filter(|_| !planted::is(planted::Bug::IgnoreContext));
         let written = register.written(self.writer.stamp, value, context, self.writer.lineage);
         self.out.set(field, Field::Register(written));
     }
@@ -371,7 +371,7 @@ fn settle<'a>(
 
 /// An entry for each sibling that loses now and did not before.
 fn new_losers(key: &Bytes, field: &FieldKey, was: &Register, is: &Register, site: Site<'_>) -> Vec<LedgerEntry> {
-    if is.siblings().len() < 2 {
+    if is.siblings().len() < 2 || planted::is(planted::Bug::LoseLoser) {
         return Vec::new();
     }
     let winner = is.highest(site.lineage).map(|s| s.dot);

@@ -140,6 +140,12 @@ impl MemoryDisk {
         self.state.lock().fail_syncs = fail;
     }
 
+    /// Whether writes or syncs fail.
+    pub fn is_failing(&self) -> bool {
+        let state = self.state.lock();
+        state.fail_writes || state.fail_syncs
+    }
+
     /// So many more changes and syncs are done, then each fails with EIO: a crash that follows falls between any two.
     pub fn fail_after(&self, changes: Option<u64>) {
         self.state.lock().changes_left = changes;
