@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use isle_model::{Incarnation, IncarnationTree, KeyspaceId, Region, ShardId, Vector};
+use isle_model::{Incarnation, IncarnationTree, KeyspaceId, Region, ShardId, Vector, planted};
 
 /// What a stream set must cover before this region is complete again.
 pub(crate) type Owed = BTreeMap<(KeyspaceId, ShardId), Vec<(Region, Vector)>>;
@@ -15,6 +15,8 @@ pub(crate) type Owed = BTreeMap<(KeyspaceId, ShardId), Vec<(Region, Vector)>>;
 pub(crate) struct Standing {
     owed: Owed,
     admitted: BTreeMap<Region, Incarnation>,
+    /// Incarnations that were admitted until another was: of two that run at once only one may go on.
+    replaced: BTreeSet<Incarnation>,
     /// Holders away for longer than the horizon: they come back by complete state.
     expired: BTreeSet<Region>,
 }
@@ -34,7 +36,7 @@ pub(crate) enum Admittance {
 impl Standing {
     /// `expired`: holders that an earlier run gave up, and that have not been completed since.
     pub(crate) fn new(expired: BTreeSet<Region>) -> Self {
-        Standing { owed: Owed::new(), admitted: BTreeMap::new(), expired }
+        Standing { owed: Owed::new(), admitted: BTreeMap::new(), replaced: BTreeSet::new(), expired }
     }
 
     /// Notes what a peer remembers of this region that its disk does not hold.
@@ -65,11 +67,12 @@ impl Standing {
         is_complete: bool,
     ) -> Admittance {
         let Some(&admitted) = self.admitted.get(region) else { return Admittance::Admit };
-        if tree.descends(incarnation, admitted) {
+        let is_replaced = self.replaced.contains(&incarnation) || tree.descends(admitted, incarnation);
+        if incarnation == admitted {
             Admittance::Admit
-        } else if tree.descends(admitted, incarnation) {
+        } else if is_replaced && !planted::is(planted::Bug::AdmitReplaced) {
             Admittance::Replaced { admitted }
-        } else if is_complete {
+        } else if is_complete || tree.descends(incarnation, admitted) {
             Admittance::Admit
         } else {
             Admittance::CompleteFirst
@@ -77,7 +80,8 @@ impl Standing {
     }
 
     pub(crate) fn admit(&mut self, region: &Region, incarnation: Incarnation) {
-        self.admitted.insert(region.clone(), incarnation);
+        let before = self.admitted.insert(region.clone(), incarnation);
+        self.replaced.extend(before.filter(|before| *before != incarnation));
     }
 
     pub(crate) fn expire(&mut self, region: &Region) -> bool {
@@ -146,5 +150,19 @@ mod tests {
         assert!(standing.is_behind());
         standing.settle(|_, _| false);
         assert!(!standing.is_behind());
+    }
+
+    /// A directory was cloned and both were started. Each branch was complete before long, by what the other had shipped, and
+    /// so each was admitted again and again in the other's place: neither was ever refused, and both went on serving.
+    #[test]
+    fn of_two_branches_that_run_at_once_the_replaced_one_is_refused_though_it_is_complete() {
+        let (a, tree) = (Region::new("a"), tree());
+        let mut standing = Standing::new(BTreeSet::new());
+        standing.admit(&a, Incarnation(3));
+        assert_eq!(standing.judge(&a, Incarnation(4), &tree, true), Admittance::Admit);
+        standing.admit(&a, Incarnation(4));
+        assert_eq!(standing.judge(&a, Incarnation(4), &tree, true), Admittance::Admit);
+        let replaced = Admittance::Replaced { admitted: Incarnation(4) };
+        assert_eq!(standing.judge(&a, Incarnation(3), &tree, true), replaced);
     }
 }
