@@ -41,6 +41,10 @@ impl Logs {
         &self.sites[site]
     }
 
+    pub fn has_logged(&self, site: usize, id: DeltaId) -> bool {
+        self.sites[site].known.contains(&id)
+    }
+
     /// The log will be read from its beginning again: what a crash has left may be more than what was read before.
     pub fn restarted(&mut self, site: usize) {
         self.sites[site].read_to = LogPosition(0);

@@ -4,20 +4,34 @@
 pub enum Mix {
     /// Links delay, clocks differ.
     Calm,
-    /// Links are cut, one way too, and slowed; clocks jump; a region may be away beyond the log's budget; deltas come twice, late,
-    /// in another order, or not at all.
+    /// Links are cut, one way too, and slowed; clocks jump, by up to an hour; a region may be away beyond the log's budget; deltas
+    /// come twice, late, in another order, or not at all.
     Partitions,
     /// The same, and nodes crash; disks keep what they promised.
     Crashes,
     /// The same, and disks have acknowledged syncs that they did not do.
     Lying,
+    /// As `Crashes`, and disks are full, slow, or fail: at a write or at a sync.
+    Disks,
+    /// As `Crashes`, and regions are away for longer than their tombstones are waited for.
+    Away,
+    /// As `Crashes`, and one region comes back from an old copy of its directory.
+    Restored,
+    /// As `Crashes`, and one region's directory is copied and started beside it.
+    Cloned,
 }
 
 impl Mix {
-    pub const ALL: [Mix; 4] = [Mix::Calm, Mix::Partitions, Mix::Crashes, Mix::Lying];
+    pub const ALL: [Mix; 8] =
+        [Mix::Calm, Mix::Partitions, Mix::Crashes, Mix::Lying, Mix::Disks, Mix::Away, Mix::Restored, Mix::Cloned];
 
     /// Whether what was acknowledged is on the disk.
     pub fn is_honest(self) -> bool {
-        self != Mix::Lying
+        !matches!(self, Mix::Lying | Mix::Restored | Mix::Cloned)
+    }
+
+    /// Whether only one region's directory may go back in time: what the others have logged is kept.
+    pub fn has_victim(self) -> bool {
+        matches!(self, Mix::Restored | Mix::Cloned)
     }
 }

@@ -12,6 +12,7 @@
 
 pub mod causality;
 pub mod door;
+pub mod faults;
 pub mod history;
 pub mod links;
 pub mod logs;
@@ -34,6 +35,8 @@ use sha2::{Digest, Sha256};
 
 pub const SHARDS: u32 = 2;
 pub const SITES: [&str; 3] = ["a", "b", "c"];
+/// The host of a region's clone.
+pub const CLONE: &str = "clone";
 /// The hosts of the clients that reach their region over a link.
 pub const CLIENTS: [&str; 3] = ["clients-a", "clients-b", "clients-c"];
 

@@ -15,14 +15,25 @@ type FieldOf = (String, FieldKey);
 type Promised = BTreeMap<(String, FieldKey, Dot), String>;
 
 /// Checks one healed run.
-pub fn check(mix: Mix, history: &History, logs: &Logs, nodes: &[Arc<Node>], states_taken: u64) -> Result<u64, String> {
+pub fn check(
+    mix: Mix,
+    history: &History,
+    logs: &Logs,
+    nodes: &[Arc<Node>],
+    victim: usize,
+    states_taken: u64,
+) -> Result<u64, String> {
     let end = End::of(history, logs.deltas(), nodes)?;
     end.every_value_is_of_its_write()?;
     end.nothing_refused_is_anywhere()?;
     if mix.is_honest() {
         end.nothing_covered_is_shown(&history.dead())?;
-        end.nothing_acknowledged_is_lost()?;
+        end.nothing_acknowledged_is_lost(&|_| true)?;
         end.counters_are_exact()?;
+    }
+    if mix.has_victim() {
+        let others = || (0..nodes.len()).filter(|site| *site != victim);
+        end.nothing_acknowledged_is_lost(&|id| others().any(|site| logs.has_logged(site, id)))?;
     }
     // A state brings what its taker's log does not tell.
     let is_told = mix.is_honest() && states_taken == 0 && (0..nodes.len()).all(|site| !logs.of(site).has_holes);
@@ -156,10 +167,13 @@ impl End {
         Ok(())
     }
 
-    /// Laws 4 and 5: current, or superseded, or in every region's ledger with its value.
-    fn nothing_acknowledged_is_lost(&self) -> Result<(), String> {
+    /// Laws 4 and 5: what is kept is current, or superseded, or in every region's ledger with its value.
+    fn nothing_acknowledged_is_lost(&self, is_kept: &dyn Fn(DeltaId) -> bool) -> Result<(), String> {
         for (of, value) in &self.promised {
             let (key, field, dot) = of;
+            if !is_kept((shard_of(key), *dot)) {
+                continue;
+            }
             let live = |state: &BTreeMap<String, Record>| {
                 let register = state.get(key).and_then(|record| record.register(field));
                 register.and_then(|register| register.sibling(*dot)).is_some_and(|s| text(&s.value.bytes) == *value)

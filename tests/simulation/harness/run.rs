@@ -1,16 +1,17 @@
 //! One run: faults and work for a while, then healing, then the reckoning.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use isle_model::{Dot, KeyspaceId, Record, Region, ShardId};
 use isle_node::{LinkState, Node, NodeState};
 use isle_store::Stats;
-use isle_store::disk::Crash;
+use isle_store::disk::MemoryDisk;
 use rand::Rng;
 use rand::rngs::StdRng;
 
+use super::faults::Failed;
 use super::history::History;
 use super::logs::Logs;
 use super::oracle;
@@ -18,7 +19,7 @@ use super::workload::Shape;
 use super::world::{OVERLAY_BYTES_MAX, Tuning, World};
 use super::{KEYSPACES, Mix, SHARDS, SITES, rng_of};
 
-const PAIRS: [(usize, usize); 3] = [(0, 1), (1, 2), (0, 2)];
+pub const PAIRS: [(usize, usize); 3] = [(0, 1), (1, 2), (0, 2)];
 /// What trimming leaves: segments that reach over the budget, and those above the last flush and checkpoint.
 const LOG_SLACK_BYTES: u64 = 512 << 10;
 const LOG_OVER_MAX: Duration = Duration::from_secs(4);
@@ -33,6 +34,7 @@ pub struct Ran {
     pub simulated: Duration,
     pub crashes: u64,
     pub states_taken: u64,
+    pub quarantined: u64,
     /// How many writes of a field the oracle's own account of causes was judged by.
     pub judged: u64,
 }
@@ -49,18 +51,27 @@ pub fn trace(seed: u64, mix: Mix) -> (Result<Ran, String>, String) {
     (run.run(), history.take_trace().unwrap_or_default())
 }
 
-struct Run {
-    mix: Mix,
-    rng: StdRng,
-    world: World,
-    history: Arc<History>,
+/// A run under way. What goes wrong in it stands in `faults`.
+pub struct Run {
+    pub mix: Mix,
+    pub rng: StdRng,
+    pub world: World,
+    pub history: Arc<History>,
     tuning: Tuning,
     logs: Logs,
     log_over_since: BTreeMap<usize, Duration>,
     /// When a crashed site comes back.
-    back_at: BTreeMap<usize, Duration>,
-    crashes: u64,
+    pub back_at: BTreeMap<usize, Duration>,
+    pub crashes: u64,
     states_taken: u64,
+    quarantined: u64,
+    /// Sites whose disks are full, and those whose nodes have met a failed disk.
+    pub full: BTreeSet<usize>,
+    pub failed: BTreeMap<usize, Failed>,
+    /// Whose directory is copied.
+    pub victim: usize,
+    pub copy: Option<MemoryDisk>,
+    pub cloned: bool,
 }
 
 impl Run {
@@ -80,7 +91,15 @@ impl Run {
             clients: rng.random_range(0..2),
             clients_away: rng.random_range(1..3),
             tamper_rate: if mix != Mix::Calm && rng.random_bool(0.6) { rng.random_range(0.01..0.3) } else { 0.0 },
-            sync_delay_max: Duration::from_millis(if rng.random_bool(0.8) { 2 } else { 100 }),
+            spoils: rng.random_bool(0.3),
+            sync_delay_max: Duration::from_millis(match rng.random_range(0..10) {
+                0..8 => 2,
+                _ if mix == Mix::Disks => 600,
+                _ => 100,
+            }),
+            // Production has seven days.
+            tombstone_horizon: Duration::from_secs(if mix == Mix::Away { 3 } else { 7 * 86_400 }),
+            free_bytes_min: if rng.random_bool(0.5) { 0 } else { 32 << 10 },
             latency_max: Duration::from_millis(rng.random_range(2..100)),
             fail_rate: if mix != Mix::Calm && rng.random_bool(0.3) { 0.0005 } else { 0.0 },
         };
@@ -96,6 +115,12 @@ impl Run {
             back_at: BTreeMap::new(),
             crashes: 0,
             states_taken: 0,
+            quarantined: 0,
+            full: BTreeSet::new(),
+            failed: BTreeMap::new(),
+            victim: seed as usize / 8 % SITES.len(),
+            copy: None,
+            cloned: false,
         }
     }
 
@@ -103,7 +128,8 @@ impl Run {
         for site in 0..SITES.len() {
             self.start(site)?;
         }
-        let span = Duration::from_secs(self.rng.random_range(3..9));
+        let longer = if self.mix == Mix::Away { 6 } else { 0 };
+        let span = Duration::from_secs(self.rng.random_range(3..9) + longer);
         while self.world.now() < span {
             let pause = Duration::from_micros(self.rng.random_range(1_000..800_000));
             self.world.advance(pause)?;
@@ -116,7 +142,7 @@ impl Run {
         self.settle("every tombstone is forgotten", Self::tombstones)?;
         self.look()?;
         self.note_end();
-        let judged = oracle::check(self.mix, &self.history, &self.logs, &self.nodes(), self.states_taken)?;
+        let judged = oracle::check(self.mix, &self.history, &self.logs, &self.nodes(), self.victim, self.states_taken)?;
         let simulated = self.world.now();
         Ok(Ran {
             hash: self.history.hash(),
@@ -124,13 +150,17 @@ impl Run {
             simulated,
             crashes: self.crashes,
             states_taken: self.states_taken,
+            quarantined: self.quarantined,
             judged,
         })
     }
 
-    fn start(&mut self, site: usize) -> Result<(), String> {
+    pub fn start(&mut self, site: usize) -> Result<(), String> {
         self.logs.restarted(site);
         self.log_over_since.remove(&site);
+        if self.full.remove(&site) {
+            self.world.disk(site).set_capacity(None);
+        }
         match self.world.start(site) {
             Ok(()) => Ok(()),
             Err(error) if self.mix.is_honest() => {
@@ -142,119 +172,6 @@ impl Run {
                 self.world.start(site).map_err(|error| format!("an empty disk does not open: {error}"))
             }
         }
-    }
-
-    fn fault(&mut self) {
-        let (a, b) = self.pair();
-        let weight = match self.mix {
-            Mix::Calm => self.rng.random_range(0..30),
-            Mix::Partitions => self.rng.random_range(0..80),
-            Mix::Crashes | Mix::Lying => self.rng.random_range(0..100),
-        };
-        let c = SITES.len() - a - b;
-        let what = match weight {
-            0..20 => self.slow(a, b),
-            20..30 => self.jump(),
-            30..38 => self.cut(&[(a, b)]),
-            38..46 => self.cut(&[(a, b), (b, a)]),
-            46..50 => self.cut(&[(a, b), (b, a), (a, c), (c, a)]),
-            50..53 => {
-                self.world.deafen(a);
-                format!("{a} and its clients are cut apart")
-            }
-            53..60 => {
-                self.world.hold(a, b);
-                format!("{a} and {b} are held apart")
-            }
-            60..80 => {
-                self.repair_all();
-                "links heal".to_owned()
-            }
-            _ => self.crash(),
-        };
-        self.history.event(self.world.now(), &what);
-    }
-
-    fn pair(&mut self) -> (usize, usize) {
-        let a = self.rng.random_range(0..SITES.len());
-        let b = (a + self.rng.random_range(1..SITES.len())) % SITES.len();
-        (a, b)
-    }
-
-    fn slow(&mut self, a: usize, b: usize) -> String {
-        let latency = Duration::from_millis(self.rng.random_range(1..250));
-        self.world.slow(a, b, latency);
-        format!("{a} and {b} are {latency:?} apart")
-    }
-
-    fn jump(&mut self) -> String {
-        let site = self.rng.random_range(0..SITES.len());
-        let most = if self.mix == Mix::Calm { 200 } else { 60_000 };
-        let ms = self.rng.random_range(-most..most);
-        self.world.shift_clock(site, ms);
-        format!("the clock of {site} is {ms} ms off")
-    }
-
-    fn cut(&mut self, directions: &[(usize, usize)]) -> String {
-        for (from, to) in directions {
-            self.world.cut(*from, *to);
-        }
-        format!("cut: {directions:?}")
-    }
-
-    fn repair_all(&mut self) {
-        for (a, b) in PAIRS {
-            self.world.repair(a, b);
-        }
-        (0..SITES.len()).for_each(|site| self.world.hear_again(site));
-    }
-
-    fn crash(&mut self) -> String {
-        let site = self.rng.random_range(0..SITES.len());
-        if !self.world.is_up(site) {
-            return format!("{site} is down");
-        }
-        let how = match (self.mix, self.rng.random_range(0..10)) {
-            (Mix::Lying, 0..5) => Crash::Lying { syncs: self.rng.random_range(1..40) },
-            (_, 5..7) => Crash::Process,
-            (_, 7..9) => Crash::KeepSome,
-            _ => Crash::KeepSynced,
-        };
-        self.collect(site);
-        self.count_states(site);
-        self.world.crash(site, how);
-        self.crashes += 1;
-        let away = match self.rng.random_range(0..10) {
-            0..5 => Duration::ZERO,
-            5..9 => Duration::from_millis(self.rng.random_range(0..3000)),
-            _ => Duration::from_secs(self.rng.random_range(3..15)),
-        };
-        self.back_at.insert(site, self.world.now() + away);
-        format!("{site} crashes, {how:?}, for {away:?}")
-    }
-
-    /// Starts what has been down for long enough, and what has stopped by itself, as a supervisor would.
-    fn bring_back(&mut self) -> Result<(), String> {
-        let now = self.world.now();
-        let due: Vec<usize> = self.back_at.iter().filter(|(_, at)| **at <= now).map(|(site, _)| *site).collect();
-        for site in due {
-            self.back_at.remove(&site);
-            self.start(site)?;
-        }
-        for site in 0..SITES.len() {
-            let Some(node) = self.world.node(site) else { continue };
-            let state = node.status().state;
-            if matches!(state, NodeState::Stopped { .. } | NodeState::WritesStopped { .. }) {
-                if self.mix.is_honest() {
-                    return Err(format!("region {site} stops by itself: {state:?}"));
-                }
-                self.history.event(now, &format!("{site} has stopped: {state:?}"));
-                self.collect(site);
-                self.world.crash(site, Crash::Process);
-                self.start(site)?;
-            }
-        }
-        Ok(())
     }
 
     /// What must hold at every moment.
@@ -281,6 +198,11 @@ impl Run {
     fn check_log(&mut self, site: usize, node: &Node, stats: &Stats) -> Result<(), String> {
         let now = self.world.now();
         let budget = self.tuning.log_budget_bytes;
+        if self.full.contains(&site) || self.failed.contains_key(&site) {
+            // Nothing is checkpointed, so nothing is trimmed.
+            self.log_over_since.remove(&site);
+            return Ok(());
+        }
         if stats.log_bytes <= budget + LOG_SLACK_BYTES {
             self.log_over_since.remove(&site);
             return Ok(());
@@ -300,26 +222,10 @@ impl Run {
         ))
     }
 
-    fn collect(&mut self, site: usize) {
+    pub fn collect(&mut self, site: usize) {
         if let Some(node) = self.world.node(site) {
             self.logs.collect(site, &node, &self.history);
         }
-    }
-
-    fn heal(&mut self) -> Result<(), String> {
-        self.history.event(self.world.now(), "everything heals");
-        self.world.stop_losing();
-        self.repair_all();
-        for (a, b) in PAIRS {
-            self.world.slow(a, b, Duration::from_millis(2));
-        }
-        for site in 0..SITES.len() {
-            self.world.shift_clock(site, 0);
-        }
-        self.back_at.values_mut().for_each(|at| *at = Duration::ZERO);
-        self.bring_back()?;
-        self.history.close();
-        Ok(())
     }
 
     fn settle(&mut self, what: &str, missing: fn(&Self) -> Option<String>) -> Result<(), String> {
@@ -338,6 +244,8 @@ impl Run {
     fn disagreement(&self) -> Option<String> {
         let all: Vec<_> = self.nodes().iter().map(|node| node.status()).collect();
         let agree = all.len() == SITES.len()
+            && self.world.clone_node().is_none()
+            && self.failed.is_empty()
             && all.iter().all(|status| {
                 status.digest.is_some()
                     && status.digest == all[0].digest
@@ -345,7 +253,8 @@ impl Run {
                     && status.state == NodeState::Serving
                     && status.peers.iter().all(|peer| peer.state == LinkState::Live && peer.lag_bytes == 0)
             });
-        (!agree).then(|| all.iter().map(|status| format!("{status:?}")).collect::<Vec<_>>().join("\n"))
+        let clone = self.world.clone_node().map(|node| node.status());
+        (!agree).then(|| all.iter().chain(&clone).map(|status| format!("{status:?}")).collect::<Vec<_>>().join("\n"))
     }
 
     fn tombstones(&self) -> Option<String> {
@@ -360,12 +269,21 @@ impl Run {
                     // A client's token may bring the dot of a write that a disk lost before any other region had it.
                     let is_lost = |dot| !self.mix.is_honest() && self.is_lost((keyspace, shard), dot);
                     if !has_home && !awaited.iter().any(|(_, dot)| is_lost(*dot)) {
-                        left.push(format!("{key} in {site} waits for {awaited:?}"));
+                        left.push(format!("{key} in {site} waits for {awaited:?}\n{}", self.told((keyspace, shard))));
                     }
                 }
             }
         }
         (!left.is_empty()).then(|| left.join("\n"))
+    }
+
+    /// What every region has absorbed of a stream, and what it has heard others state.
+    fn told(&self, (keyspace, shard): StreamKey) -> String {
+        let of = |node: Arc<Node>| {
+            let streams = node.store().streams(keyspace, shard);
+            format!("  {}: has {:?}\n     heard {:?}", node.store().region(), streams.applied(), streams.heard())
+        };
+        self.nodes().into_iter().map(of).collect::<Vec<_>>().join("\n")
     }
 
     /// Which holders a tombstone waits for, and for what.
@@ -392,8 +310,9 @@ impl Run {
         (0..SITES.len()).filter_map(|site| self.world.node(site)).collect()
     }
 
-    fn count_states(&mut self, site: usize) {
+    pub fn count_states(&mut self, site: usize) {
         let Some(node) = self.world.node(site) else { return };
+        self.quarantined += node.counters().quarantined.get();
         self.states_taken += node.counters().peers().values().map(|peer| peer.state_chunks_in.get()).sum::<u64>();
     }
 

@@ -1,14 +1,15 @@
 //! Between two nodes, above the real gRPC: batches of deltas come twice, come again later, change places, or are lost in the
-//! middle of their streams; calls for states and fetches are lost on the way back.
+//! middle of their streams; in some runs deltas come that cannot be read; calls for states and fetches are lost on the way back.
 //!
 //! Only what a stream's own `prev` shows is lost, a batch whose every stream goes on in the next, and only once a subscription:
 //! what is then sent again arrives. (No real link loses a message and lives.)
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
-use bytes::{Buf, Bytes};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use isle_model::{KeyspaceId, ShardId};
@@ -33,6 +34,8 @@ pub struct Tampering {
     pub inner: Arc<dyn Connector>,
     /// How often something is done to a batch.
     pub rate: f64,
+    /// Whether deltas may arrive that cannot be read.
+    pub spoils: bool,
     pub rng: Arc<Mutex<StdRng>>,
     pub history: Arc<History>,
 }
@@ -41,7 +44,8 @@ pub struct Tampering {
 impl Connector for Tampering {
     async fn connect(&self, peer: &PeerConfig) -> Result<Arc<dyn Peer>, PeerError> {
         let inner = self.inner.connect(peer).await?;
-        let chance = Chance { rate: self.rate, rng: self.rng.clone(), history: self.history.clone() };
+        let chance =
+            Chance { rate: self.rate, spoils: self.spoils, rng: self.rng.clone(), history: self.history.clone() };
         Ok(Arc::new(Tampered { inner, chance }))
     }
 }
@@ -49,6 +53,7 @@ impl Connector for Tampering {
 #[derive(Clone)]
 struct Chance {
     rate: f64,
+    spoils: bool,
     rng: Arc<Mutex<StdRng>>,
     history: Arc<History>,
 }
@@ -83,8 +88,10 @@ impl Peer for Tampered {
         hello: Hello,
         outgoing: mpsc::Receiver<ToSender>,
     ) -> Result<BoxStream<'static, Result<ToReceiver, PeerError>>, PeerError> {
-        let incoming = self.inner.subscribe(hello, outgoing).await?;
-        let mut mangler = Mangler { chance: self.chance.clone(), held: None, has_lost: false, old: VecDeque::new() };
+        let asks_again = Arc::new(AtomicBool::new(false));
+        let incoming = self.inner.subscribe(hello, watched(outgoing, asks_again.clone())).await?;
+        let mut mangler =
+            Mangler { chance: self.chance.clone(), held: None, may_lose: true, asks_again, old: VecDeque::new() };
         Ok(incoming.flat_map(move |message| futures::stream::iter(mangler.pass(message))).boxed())
     }
 
@@ -97,6 +104,20 @@ impl Peer for Tampered {
     }
 }
 
+/// The receiver's words to the sender, passed on.
+fn watched(mut words: mpsc::Receiver<ToSender>, asks_again: Arc<AtomicBool>) -> mpsc::Receiver<ToSender> {
+    let (passed, out) = mpsc::channel(1);
+    tokio::spawn(async move {
+        while let Some(word) = words.recv().await {
+            asks_again.fetch_or(matches!(word, ToSender::Refetch { .. }), Ordering::Relaxed);
+            if passed.send(word).await.is_err() {
+                return;
+            }
+        }
+    });
+    out
+}
+
 type Message = Result<ToReceiver, PeerError>;
 
 /// What is done to one subscription's batches.
@@ -104,7 +125,9 @@ struct Mangler {
     chance: Chance,
     /// Waits for the next batch, to change places with it or to be lost.
     held: Option<DeltaBatch>,
-    has_lost: bool,
+    may_lose: bool,
+    /// Whether the receiver has asked for anything again.
+    asks_again: Arc<AtomicBool>,
     old: VecDeque<DeltaBatch>,
 }
 
@@ -127,8 +150,9 @@ impl Mangler {
 
     fn pass_batch(&mut self, batch: DeltaBatch) -> Vec<Message> {
         if let Some(held) = self.held.take() {
-            if !self.has_lost && self.chance.below(2) == 0 && streams(&held).is_subset(&streams(&batch)) {
-                self.has_lost = true;
+            self.may_lose &= !self.asks_again.load(Ordering::Relaxed);
+            if self.may_lose && self.chance.below(2) == 0 && streams(&held).is_subset(&streams(&batch)) {
+                self.may_lose = false;
                 return vec![deltas(batch)];
             }
             return vec![deltas(batch), deltas(held)];
@@ -137,6 +161,7 @@ impl Mangler {
             return vec![deltas(batch)];
         }
         match (self.chance.below(4), self.old.len()) {
+            (0, _) if self.chance.spoils => vec![deltas(spoiled(&batch).unwrap_or(batch))],
             (0 | 1, _) => {
                 self.held = Some(batch);
                 Vec::new()
@@ -154,15 +179,44 @@ fn deltas(batch: DeltaBatch) -> Message {
     Ok(ToReceiver::Deltas(batch))
 }
 
+/// The batch with one of its deltas made unreadable, where that can be done without touching its head.
+fn spoiled(batch: &DeltaBatch) -> Option<DeltaBatch> {
+    let mut items = items(batch);
+    let (at, spoiled) = items.iter().enumerate().find_map(|(at, item)| Some((at, unreadable(item)?)))?;
+    items[at] = spoiled;
+    let mut raw = BytesMut::new();
+    for item in &items {
+        raw.put_u32_le(item.len() as u32);
+        raw.extend_from_slice(item);
+    }
+    let zstd = Bytes::from(zstd::bulk::compress(&raw, 1).expect("bytes can be compressed"));
+    Some(DeltaBatch { raw_len: raw.len() as u32, crc: crc32fast::hash(&raw), zstd, ..batch.clone() })
+}
+
+fn unreadable(item: &Bytes) -> Option<Bytes> {
+    let head = codec::delta_head(item.clone()).ok().filter(|head| !head.is_statement)?;
+    (0..item.len()).rev().find_map(|at| {
+        let mut bytes = item.to_vec();
+        bytes[at] ^= 0xff;
+        let bytes = Bytes::from(bytes);
+        let same = codec::delta_head(bytes.clone()).is_ok_and(|other| other == head);
+        (same && codec::decode_delta(bytes.clone()).is_err()).then_some(bytes)
+    })
+}
+
 /// The streams that a batch has deltas of.
 fn streams(batch: &DeltaBatch) -> BTreeSet<(KeyspaceId, ShardId)> {
+    let head = |item: Bytes| codec::delta_head(item).expect("a sound delta");
+    items(batch).into_iter().map(head).map(|head| (head.keyspace, head.shard)).collect()
+}
+
+fn items(batch: &DeltaBatch) -> Vec<Bytes> {
     let raw = zstd::bulk::decompress(&batch.zstd, batch.raw_len as usize).expect("a sound batch");
     let mut raw = Bytes::from(raw);
-    let mut out = BTreeSet::new();
+    let mut out = Vec::new();
     while raw.has_remaining() {
         let length = raw.get_u32_le() as usize;
-        let head = codec::delta_head(raw.split_to(length)).expect("a sound delta");
-        out.insert((head.keyspace, head.shard));
+        out.push(raw.split_to(length));
     }
     out
 }

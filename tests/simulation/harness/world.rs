@@ -23,7 +23,7 @@ use super::history::History;
 use super::links::{CLIENT_PORT, Dialler, PEER_PORT, listen};
 use super::tamper::Tampering;
 use super::workload::{Client, Shape};
-use super::{CLIENTS, CLUSTER, KEYSPACES, SHARDS, SITES, rng_of};
+use super::{CLIENTS, CLONE, CLUSTER, KEYSPACES, SHARDS, SITES, rng_of};
 
 /// 2023-11-14, so that times in a trace are told from durations.
 const EPOCH_MS: i64 = 1_700_000_000_000;
@@ -63,6 +63,10 @@ pub struct Tuning {
     pub clients_away: usize,
     /// How often a batch of deltas is tampered with.
     pub tamper_rate: f64,
+    pub spoils: bool,
+    pub tombstone_horizon: Duration,
+    /// Below so much free space writes are refused.
+    pub free_bytes_min: u64,
     /// The longest that an append waits for its sync.
     pub sync_delay_max: Duration,
     /// The longest way of a message, until a link is slowed.
@@ -104,6 +108,8 @@ struct Broken {
 pub struct World {
     rng: StdRng,
     sites: Vec<Arc<Site>>,
+    /// A copy of a region's directory, running beside it.
+    clone: Arc<Mutex<Option<Arc<Site>>>>,
     broken: Broken,
     fail_rate: f64,
     sim: Sim<'static>,
@@ -153,7 +159,19 @@ impl World {
             });
             sim.set_link_latency(SITES[index], CLIENTS[index], TICK);
         }
-        World { rng: rng_of(seed, "world"), sites, broken: Broken::default(), fail_rate: tuning.fail_rate, sim }
+        let clone: Arc<Mutex<Option<Arc<Site>>>> = Arc::default();
+        let running = clone.clone();
+        sim.host(CLONE, move || {
+            let site = running.lock().clone();
+            async move {
+                match site {
+                    Some(site) => site.live().await,
+                    None => std::future::pending().await,
+                }
+                Ok(())
+            }
+        });
+        World { rng: rng_of(seed, "world"), clone, sites, broken: Broken::default(), fail_rate: tuning.fail_rate, sim }
     }
 
     pub fn now(&self) -> Duration {
@@ -170,6 +188,42 @@ impl World {
             site.clock.last.store(self.now().as_nanos() as u64, Ordering::Relaxed);
         }
         Ok(())
+    }
+
+    pub fn disk(&self, site: usize) -> MemoryDisk {
+        self.sites[site].boot.lock().disk.clone()
+    }
+
+    /// What the next start of a site finds.
+    pub fn put_disk(&mut self, site: usize, disk: MemoryDisk) {
+        self.sites[site].boot.lock().disk = disk;
+    }
+
+    /// Starts a copy of a region's directory on a host that the others do not know: it dials them.
+    pub fn start_clone(&mut self, of: usize, disk: MemoryDisk) -> Result<(), String> {
+        let clone = self.sites[of].clone_of(disk);
+        *self.clone.lock() = Some(Arc::new(clone));
+        self.sim.bounce(CLONE);
+        self.advance(TICK)?;
+        let error = self.clone.lock().as_ref().and_then(|clone| clone.error.lock().take());
+        error.map_or(Ok(()), Err)
+    }
+
+    pub fn clone_node(&self) -> Option<Arc<Node>> {
+        self.clone.lock().as_ref().and_then(|clone| clone.node.lock().clone())
+    }
+
+    /// Ends the clone; what it leaves on its disk.
+    pub fn end_clone(&mut self) -> MemoryDisk {
+        let clone = self.clone.lock().take().expect("there is a clone");
+        let disk = clone.boot.lock().disk.crash(Crash::Process, &mut |_| 0);
+        clone.node.lock().take();
+        self.sim.set_fail_rate(0.0);
+        SITES.iter().for_each(|site| self.sim.partition(CLONE, *site));
+        self.sim.crash(CLONE);
+        self.sim.set_fail_rate(self.fail_rate);
+        SITES.iter().for_each(|site| self.sim.repair(CLONE, *site));
+        disk
     }
 
     pub fn node(&self, site: usize) -> Option<Arc<Node>> {
@@ -298,6 +352,9 @@ impl World {
 impl Drop for World {
     /// Tasks hold the node, and the node its tasks.
     fn drop(&mut self) {
+        if self.clone_node().is_some() {
+            self.end_clone();
+        }
         for site in &self.sites {
             site.node.lock().take();
             self.sim.crash(SITES[site.index]);
@@ -345,12 +402,29 @@ impl Site {
         while clients.join_next().await.is_some() {}
     }
 
+    fn clone_of(&self, disk: MemoryDisk) -> Site {
+        let mut boot = self.boot.lock().clone();
+        let mut rng = rng_of(boot.chance, "clone");
+        boot = Boot { disk, incarnation: Incarnation(rng.random()), chance: rng.random(), starts: boot.starts + 1000 };
+        Site {
+            index: self.index,
+            seed: self.seed,
+            tuning: self.tuning,
+            clock: self.clock.clone(),
+            history: self.history.clone(),
+            boot: Mutex::new(boot),
+            node: Mutex::default(),
+            error: Mutex::default(),
+        }
+    }
+
     fn seams(&self, boot: &Boot) -> Seams {
         let identity = BootIdentity { boot_id: format!("boot {}", boot.starts), mount_id: String::new() };
         let config = config(self.index, &self.tuning);
         let tampering = Tampering {
             inner: Arc::new(TonicConnector::new(Arc::new(Dialler), server::identity(&config))),
             rate: self.tuning.tamper_rate,
+            spoils: self.tuning.spoils,
             rng: Arc::new(Mutex::new(rng_of(boot.chance, "tamper"))),
             history: self.history.clone(),
         };
@@ -402,6 +476,8 @@ fn config(site: usize, tuning: &Tuning) -> Config {
         ..Config::default()
     };
     config.limits.log_budget_bytes = tuning.log_budget_bytes;
+    config.limits.tombstone_horizon = tuning.tombstone_horizon;
+    config.store.disk_reserve_bytes = tuning.free_bytes_min;
     config.store.segment_bytes = tuning.segment_bytes;
     config.store.checkpoint_log_bytes = tuning.segment_bytes;
     config.store.overlay_bytes_max = OVERLAY_BYTES_MAX;
