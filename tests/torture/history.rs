@@ -14,6 +14,8 @@ use parking_lot::Mutex;
 pub const KEYSPACE: &str = "default";
 /// Begins the keys that have many writers, and no history.
 pub const CONTESTED: &str = "shared/";
+/// What a node says once an fsync has failed.
+pub const WRITES_STOPPED: &str = "WRITES_STOPPED";
 const PAGE: u32 = 1000;
 
 /// One write, as the client sends it and as the oracle carries it out.
@@ -49,6 +51,8 @@ struct Belief {
     acked: Record,
     /// What the write without an answer may have left.
     unsure: Option<Record>,
+    /// That write was sent after another had heard that writes have stopped.
+    too_late: bool,
     acks: u64,
 }
 
@@ -58,6 +62,8 @@ struct Told {
     acks: u64,
     unknown: u64,
     refused: BTreeMap<String, u64>,
+    /// Writes have stopped for good, until a restart.
+    stopped: bool,
 }
 
 /// What all writers were told. Cheap to clone; clones are one history.
@@ -73,8 +79,10 @@ impl History {
     /// From here on the write may have taken effect.
     pub fn begin(&self, key: &str, write: &Write) {
         let mut told = self.0.lock();
+        let stopped = told.stopped;
         let belief = told.keys.entry(key.to_owned()).or_default();
         belief.unsure = Some(write.after(&belief.acked));
+        belief.too_late = stopped;
     }
 
     /// `total`: what an increment was answered with.
@@ -85,6 +93,7 @@ impl History {
         belief.acks += 1;
         let Some(record) = belief.unsure.take() else { return Ok(()) };
         belief.acked = record;
+        ensure!(!belief.too_late, "{key}: a write is acked that was sent after writes had stopped");
         let expected = total.and(belief.acked.counters.get("n").copied());
         ensure!(total == expected, "{key}: the increment was answered {total:?}, not {expected:?}");
         Ok(())
@@ -94,6 +103,7 @@ impl History {
     pub fn refused(&self, key: &str, reason: &str) {
         let mut told = self.0.lock();
         *told.refused.entry(reason.to_owned()).or_default() += 1;
+        told.stopped |= reason == WRITES_STOPPED;
         if let Some(belief) = told.keys.get_mut(key) {
             belief.unsure = None;
         }
@@ -144,7 +154,9 @@ impl History {
     /// may be under way.
     pub async fn check(&self, client: &Client) -> Result<()> {
         let there = self.look(client).await?;
-        for (key, belief) in &mut self.0.lock().keys {
+        let mut told = self.0.lock();
+        told.stopped = false;
+        for (key, belief) in &mut told.keys {
             belief.unsure = None;
             belief.acked = there.get(key).cloned().unwrap_or_default();
         }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use rand::Rng;
 
 use crate::budget::Budget;
-use crate::history::History;
+use crate::history::{History, WRITES_STOPPED};
 use crate::kill::{burst, small};
 use crate::node::{PATIENCE, Plan, eventually};
 use crate::volume::{FileSystem, Volume};
@@ -15,12 +15,12 @@ use crate::volume::{FileSystem, Volume};
 const MIB: u64 = 1 << 20;
 
 pub async fn ext4(budget: &mut Budget) -> Result<()> {
-    run(budget, FileSystem::Ext4, 128 * MIB).await
+    // Sparse: it takes what is written, and never fills up in a long run.
+    run(budget, FileSystem::Ext4, 512 * MIB).await
 }
 
 pub async fn xfs(budget: &mut Budget) -> Result<()> {
-    // Newer tools make none that is smaller.
-    run(budget, FileSystem::Xfs, 320 * MIB).await
+    run(budget, FileSystem::Xfs, 512 * MIB).await
 }
 
 async fn run(budget: &mut Budget, file_system: FileSystem, bytes: u64) -> Result<()> {
@@ -34,7 +34,12 @@ async fn run(budget: &mut Budget, file_system: FileSystem, bytes: u64) -> Result
         volume.cut_power()?;
         if budget.rng.random_bool(0.5) {
             // What the node says over a dead disk counts too: what it acks now, it must have.
-            let stopped = async || node.said("takes no more writes").context("it goes on over a dead disk");
+            let refused = || history.refusals_of("DISK_FULL") + history.refusals_of(WRITES_STOPPED);
+            let before = refused();
+            let stopped = async || {
+                ensure!(refused() > before, "it goes on over a dead disk: {}", history.summary());
+                Ok(())
+            };
             eventually("the end of writes", PATIENCE, stopped).await?;
         }
         node.kill()?;
