@@ -154,8 +154,6 @@ impl Counter {
         let there: Vec<Incarnation> = theirs.totals.iter().map(|total| total.0).collect();
         self.leave_out_forgotten(&there, sides.there, lineage);
         theirs.leave_out_forgotten(&here, sides.here, lineage);
-        self.seen.join(sides.here, lineage);
-        self.seen.join(sides.there, lineage);
         self.merge(&theirs, lineage);
     }
 

@@ -152,8 +152,11 @@ impl Register {
     /// Merges two complete states: of what either side has absorbed and does not hold, nothing stays.
     pub fn complete(&mut self, listed: Option<&Register>, sides: Absorbed<'_>, lineage: Lineage<'_>) {
         let mut theirs = listed.cloned().unwrap_or_default();
-        self.seen.join(sides.here, lineage);
-        theirs.seen.join(sides.there, lineage);
+        let forgotten_here = |s: &Sibling| self.sibling(s.dot).is_none() && sides.here.covers(s.dot, lineage);
+        let kept: Vec<Sibling> = theirs.siblings.iter().filter(|s| !forgotten_here(s)).cloned().collect();
+        let forgotten_there = |s: &Sibling| theirs.sibling(s.dot).is_none() && sides.there.covers(s.dot, lineage);
+        self.siblings.retain(|s| !forgotten_there(s));
+        theirs.siblings = kept;
         self.merge(&theirs, lineage);
     }
 

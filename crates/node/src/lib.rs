@@ -12,6 +12,7 @@
 //! handed to `Node::start`.
 
 mod clock;
+mod completing;
 mod config;
 mod context;
 mod counters;

@@ -270,8 +270,13 @@ fn absorb(
     deltas: Vec<Delta>,
 ) -> Result<Absorption, NodeError> {
     let mut out = Absorption::default();
+    let tree = batch.tree();
     for delta in deltas {
         let (keyspace, shard, hlc, dot) = (delta.keyspace, delta.shard, delta.hlc, delta.dot);
+        if shared.completing.covers(origin, (keyspace, shard), dot, tree.shard(shard)) {
+            // It was on its way when the transfer began. Its stream is asked for again when that is over.
+            continue;
+        }
         let follows = shared.hear(hlc);
         let admission = if follows { batch.foreign(origin, delta) } else { batch.foreign_ahead(origin, delta) };
         match admission {

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, watch};
 
 use crate::clock::{Clock, ahead_of_most};
+use crate::completing::Completing;
 use crate::counters::Counters;
 use crate::durability::Durability;
 use crate::peer::Peer;
@@ -42,8 +43,7 @@ pub(crate) struct Shared {
     /// State transfers asked for, by sender; carried out one after another.
     pub(crate) wanted: Mutex<BTreeSet<(Region, StreamKey)>>,
     pub(crate) repair: Notify,
-    /// Transfers under way: what the sender streams of these is not applied meanwhile.
-    pub(crate) completing: Mutex<BTreeSet<(Region, StreamKey)>>,
+    pub(crate) completing: Completing,
     /// Deltas that cannot be applied, the newest of each stream. Their streams stand still below them.
     quarantine: Mutex<BTreeMap<(Region, StreamKey), Quarantined>>,
     /// Complete states that peers are to take of here, because no stream brings them what these hold.
@@ -122,7 +122,7 @@ impl Shared {
             appended: Notify::new(),
             wanted: Mutex::default(),
             repair: Notify::new(),
-            completing: Mutex::default(),
+            completing: Completing::default(),
             quarantine: Mutex::default(),
             offers: Mutex::default(),
             clock_ahead_ms: AtomicU64::new(0),

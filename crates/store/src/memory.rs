@@ -380,6 +380,7 @@ impl Workspace {
         };
         self.streams(memory, delta.keyspace).absorb(origin, delta, own, lineage);
         if !own {
+            self.transfers(memory, delta.keyspace).overtaken_by(origin, delta.dot, lineage);
             self.settle_transfers(memory, tree, delta.keyspace);
         }
         if own {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use isle_model::{
-    Hlc, Incarnation, IncarnationTree, KeyspaceId, Lineage, Record, Region, Seq, ShardId, Streams, Vector,
+    Dot, Hlc, Incarnation, IncarnationTree, KeyspaceId, Lineage, Record, Region, Seq, ShardId, Streams, Vector,
 };
 
 use crate::log::LogPosition;
@@ -72,6 +72,15 @@ impl Transfers {
     pub(crate) fn note(&mut self, from: &Region, begun: Begun) {
         self.open.values_mut().for_each(|other| other.next = Bytes::new());
         self.open.insert(from.clone(), begun);
+    }
+
+    /// A delta came by its stream that a transfer would have brought: what that has merged may have had its key.
+    pub(crate) fn overtaken_by(&mut self, origin: &Region, dot: Dot, lineage: Lineage<'_>) {
+        for begun in self.open.values_mut().filter(|begun| !begun.next.is_empty()) {
+            if begun.pin.iter().any(|(region, pin)| region == origin && pin.covers(dot, lineage)) {
+                begun.next = Bytes::new();
+            }
+        }
     }
 
     pub(crate) fn show<'a>(

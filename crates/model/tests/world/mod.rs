@@ -75,6 +75,14 @@ pub struct Fact {
     pub shown: Vec<Dot>,
 }
 
+impl Fact {
+    /// An increment covers nothing but what it starts anew from.
+    fn covering(self, more: Ops) -> Fact {
+        let more = if matches!(self.effect, Effect::Add(_)) { 0 } else { more };
+        Fact { covers: self.covers | more, ..self }
+    }
+}
+
 pub struct Op {
     pub key: usize,
     pub dot: Dot,
@@ -121,6 +129,8 @@ pub fn live(ops: &[Op], field: &FieldKey, known: Ops) -> Ops {
 pub struct Held {
     pub record: Record,
     pub exact: Exact,
+    /// What a completion left out, because a side had absorbed and forgotten it: whatever is written next covers it.
+    pub left_out: Exact,
 }
 
 pub struct Shipped {
@@ -541,6 +551,7 @@ impl World {
         let mut facts = Vec::new();
         for (field, written) in write.fields.fields() {
             let (fact, ships) = self.fact(field, written, mutation, stamp.dot, here.exact.get(field), there.get(field));
+            let fact = fact.covering(here.left_out.get(field));
             let shown_here = here.record.register(field).and_then(|r| r.highest(lineage)).map(|s| s.dot);
             let shown_there = context.as_ref().and_then(|c| c.get(field)).and_then(|c| c.shown);
             facts.push(Fact { shown: shown_here.into_iter().chain(shown_there).collect(), ..fact });
@@ -788,18 +799,25 @@ impl World {
                 source.ledger.iter().filter(|((k, ..), _)| *k == key).map(|(_, e)| e.clone()).collect();
             let came = taken(&theirs, &held.record, &applied.record, lineage);
             applied.ledger.extend(came);
-            // Whatever a side has absorbed it knows, or knew until it forgot all of it.
-            let absorbed_by_either =
-                |i: &usize| [&here, &absorbed].iter().any(|side| side.covers(self.ops[*i].dot, lineage));
-            let mut exact = held.exact.clone();
-            for (field, known) in &listed.exact.0 {
-                exact.add(field, *known);
+            // Of what a side has absorbed and does not know any more, it has forgotten the delete as well.
+            let stays = |there: Ops, absorbed: &Vector, i: &usize| {
+                there >> i & 1 == 1 || !absorbed.covers(self.ops[*i].dot, lineage)
+            };
+            let (mut exact, mut left_out) = (Exact::default(), held.left_out.clone());
+            for (field, ops) in &listed.left_out.0 {
+                left_out.add(field, *ops);
             }
-            for (field, known) in &mut exact.0 {
-                let of_field =
-                    (0..self.ops.len()).filter(|i| self.ops[*i].key == key && self.ops[*i].fact(field).is_some());
-                *known = of_field.filter(absorbed_by_either).fold(*known, |all, i| all | 1 << i);
+            for (known, other, by_other) in
+                [(&held.exact, &listed.exact, &absorbed), (&listed.exact, &held.exact, &here)]
+            {
+                for (field, ops) in &known.0 {
+                    let kept =
+                        each(*ops).filter(|i| stays(other.get(field), by_other, i)).fold(0, |all, i| all | 1 << i);
+                    exact.add(field, kept);
+                    left_out.add(field, ops & !kept);
+                }
             }
+            held.left_out = left_out;
             held.exact = exact;
             held.record = note(&mut node.ledger, key, applied, None);
         }

@@ -248,7 +248,6 @@ impl Session {
     fn sort(&self, encoded: Vec<Bytes>) -> Result<BTreeMap<ShardId, Vec<Delta>>, PeerError> {
         let mut by_shard: BTreeMap<ShardId, Vec<Delta>> = BTreeMap::new();
         let mut unreadable: BTreeSet<StreamKey> = BTreeSet::new();
-        let completing = self.shared.completing.lock().clone();
         let tree = self.shared.store.tree();
         for bytes in encoded {
             let delta = match codec::decode_delta(bytes.clone()) {
@@ -263,7 +262,9 @@ impl Session {
                 return Err(PeerError::Corrupt { reason: format!("delta {} is not of its own stream", delta.dot) });
             }
             // Behind an unreadable delta its stream has a gap: the state brings the rest as well.
-            if unreadable.contains(&stream) || completing.contains(&(self.origin.clone(), stream)) {
+            let streams = || self.shared.store.streams(stream.0, stream.1);
+            let waits = self.shared.completing.holds_back(&self.origin, stream, streams, tree.shard(stream.1));
+            if waits || unreadable.contains(&stream) {
                 continue;
             }
             by_shard.entry(delta.shard).or_default().push(delta);

@@ -34,6 +34,8 @@ const STALE_MAX: u32 = 16;
 const OFFER_PATIENCE: u32 = 4;
 /// When for so long every region has answered, what none of them has is lost.
 const IN_VAIN_MAX: Duration = Duration::from_secs(10);
+/// How long a transfer whose sender does not answer holds the streams back that it would move. After that it begins anew.
+const PAUSE_MAX: Duration = Duration::from_secs(10);
 
 #[derive(Debug, thiserror::Error)]
 enum RepairError {
@@ -49,6 +51,8 @@ pub(crate) struct Repair {
     shared: Arc<Shared>,
     /// How far transfers have come. They go on after a broken link, and after a restart.
     transfers: BTreeMap<(Region, StreamKey), Begun>,
+    /// Since when their senders have not answered.
+    paused_since: BTreeMap<(Region, StreamKey), Duration>,
     /// Since when what a survivor has of a stream is missing here.
     missing_since: BTreeMap<(Region, StreamKey), Duration>,
     completions: BTreeMap<StreamKey, Completion>,
@@ -80,6 +84,7 @@ impl Repair {
             for (from, begun) in left.open.into_iter().filter(|(from, _)| shared.peers.contains_key(from)) {
                 shared.want_state(&from, stream);
                 if !begun.next.is_empty() {
+                    shared.completing.pin(&from, stream, begun.pin.clone());
                     transfers.insert((from, stream), begun);
                 }
             }
@@ -87,6 +92,7 @@ impl Repair {
         Repair {
             shared,
             transfers,
+            paused_since: BTreeMap::new(),
             missing_since: BTreeMap::new(),
             completions: BTreeMap::new(),
             shown: BTreeMap::new(),
@@ -113,6 +119,7 @@ impl Repair {
     async fn round(&mut self) {
         self.take_wanted().await;
         self.complete_self().await;
+        self.give_up_paused();
         self.fetch_lost().await;
         self.offer_what_is_lost();
     }
@@ -225,19 +232,55 @@ impl Repair {
     /// Takes the complete state of one keyspace and shard, from where an earlier attempt left off.
     async fn take_state(&mut self, from: &Region, stream: StreamKey) -> Result<(), RepairError> {
         let peer = self.peer(from)?;
-        self.shared.completing.lock().insert((from.clone(), stream));
+        self.shared.completing.begin(from, stream);
         let taken = self.take_chunks(peer.as_ref(), from, stream).await;
-        self.shared.completing.lock().remove(&(from.clone(), stream));
+        self.shared.completing.pause(from, stream);
+        if taken.is_ok() || !self.transfers.contains_key(&(from.clone(), stream)) {
+            self.shared.completing.end(from, stream);
+        }
         if taken.is_ok() {
+            self.shared.wanted.lock().retain(|(_, at)| *at != stream);
             self.ask_again(stream);
         }
         taken
     }
 
+    /// Lets the streams go on that wait for a transfer whose sender has gone away.
+    fn give_up_paused(&mut self) {
+        let now = self.shared.now();
+        let mut over: Vec<(Region, StreamKey)> = Vec::new();
+        self.paused_since.retain(|key, _| self.transfers.contains_key(key));
+        for key in self.transfers.keys() {
+            let since = *self.paused_since.entry(key.clone()).or_insert(now);
+            if now.saturating_sub(since) >= PAUSE_MAX {
+                tracing::info!(from = %key.0, "a state transfer came to a halt and begins anew");
+                over.push(key.clone());
+            }
+        }
+        for (from, stream) in over {
+            self.forget_transfer(&from, stream);
+            self.ask_again(stream);
+        }
+    }
+
+    fn forget_others(&mut self, from: &Region, stream: StreamKey) {
+        let others = self.transfers.keys().filter(|(other, at)| *at == stream && other != from);
+        for (other, _) in others.cloned().collect::<Vec<_>>() {
+            self.forget_transfer(&other, stream);
+        }
+    }
+
+    /// The next attempt begins anew.
+    fn forget_transfer(&mut self, from: &Region, stream: StreamKey) {
+        let key = (from.clone(), stream);
+        self.transfers.remove(&key);
+        self.paused_since.remove(&key);
+        self.shared.completing.end(from, stream);
+    }
+
     /// Goes on with the streams from where this state took them: all of them, since the cursors moved past statements, too.
     fn ask_again(&self, stream: StreamKey) {
-        for (region, slot) in &self.shared.peers {
-            self.shared.wanted.lock().remove(&(region.clone(), stream));
+        for slot in self.shared.peers.values() {
             // The link may be down: a new one begins from the cursors anyway.
             let _ = slot.commands.send(LinkCommand::Refetch(stream));
         }
@@ -261,6 +304,9 @@ impl Repair {
                 self.transfers.remove(&key);
                 continue;
             }
+            if !self.transfers.contains_key(&key) {
+                self.shared.completing.pin(from, stream, chunk.absorbed.clone());
+            }
             let (end, absorbed) = (chunk.end.clone(), chunk.absorbed.clone());
             match self.merge(from, stream, chunk).await? {
                 ChunkTaken::Merged => {}
@@ -276,7 +322,8 @@ impl Repair {
                 counters.state_chunks_in.add(1);
             }
             // This state may have brought back what another, older or newer, took away in its range: that starts over.
-            self.transfers.retain(|(other, at), _| at != &stream || other == from);
+            self.forget_others(from, stream);
+            self.paused_since.remove(&key);
             let begun = self.transfers.entry(key.clone()).or_insert(Begun { next: Bytes::new(), pin: absorbed });
             match end {
                 Some(end) => begun.next = end,
@@ -377,7 +424,11 @@ impl Repair {
         let peer = self.peer(holder)?;
         let (keyspace, shard) = stream;
         loop {
-            let after = self.shared.store.streams(keyspace, shard).cursor(origin);
+            let (streams, tree) = (self.shared.store.streams(keyspace, shard), self.shared.store.tree());
+            let after = streams.cursor(origin);
+            if self.shared.completing.holds_back(origin, stream, || streams, tree.shard(shard)) {
+                return Err(PeerError::NotReady { reason: "a state transfer comes first".to_owned() }.into());
+            }
             let (asker, bytes_max) = (self.shared.me().clone(), FETCH_BYTES);
             let ask = FetchRequest { asker, origin: origin.clone(), keyspace, shard, after, bytes_max };
             let reply = timeout(CALL_MAX, peer.fetch(ask)).await.map_err(late)??;
