@@ -367,10 +367,15 @@ impl Store {
         out
     }
 
-    /// Deltas of the log after a position, durable ones only, about `bytes_max` of them.
+    /// Deltas of the log after a position, durable ones only, about `bytes_max` of them. A damaged segment is as good as
+    /// trimmed: who needs it takes a state, and goes on behind it.
     pub fn tail(&self, after: LogPosition, bytes_max: usize) -> Result<Tail, TailError> {
         let read = self.log.read(after, bytes_max).map_err(|error| match error {
             crate::log::ReadError::Trimmed { oldest } => TailError::Trimmed { oldest },
+            crate::log::ReadError::Corrupt { position } => {
+                tracing::error!(%position, "the commit log is damaged there; stop this node and run isle doctor");
+                TailError::Trimmed { oldest: self.log.after_segment(position) }
+            }
             other => TailError::Log(other),
         })?;
         let mut tail = Tail { items: Vec::new(), upto: after };

@@ -312,6 +312,13 @@ impl CommitLog {
         Ok(segments.get(next).filter(started).cloned())
     }
 
+    /// Where the segment of a position ends, as far as it is durable.
+    pub fn after_segment(&self, position: LogPosition) -> LogPosition {
+        let segments = self.segments.read();
+        let segment = segments.iter().find(|segment| segment.number() == position.segment());
+        segment.map_or(self.durable(), |segment| segment.end().min(self.durable()))
+    }
+
     /// Entries that end above this position are all still here.
     pub fn oldest(&self) -> LogPosition {
         self.segments.read().first().map_or(self.durable(), |segment| segment.previous_end)

@@ -207,3 +207,31 @@ fn a_view_that_says_something_else_than_the_log_is_found_out() {
     repair(root, 10);
     is_sound_and_shows(root, 11, &writes);
 }
+
+/// An old segment that no recovery reads is damaged: a peer that needs it was refused for ever, and takes a state now.
+#[test]
+fn a_log_damaged_where_only_peers_read_it_is_passed_over() {
+    let (directory, writes) = closed(300);
+    let root = directory.path();
+    let path = segments(root)[0].clone();
+    flip(&path, 8 * 4_200);
+    let live = Live::at(root, 2).unwrap();
+    assert!(live.shown() == after(&writes), "the view has all of it");
+    let (mut at, mut skipped, mut items) = (live.store.oldest(), 0, 0);
+    while at < live.store.durable() {
+        match live.store.tail(at, 4_096) {
+            Ok(tail) if tail.upto > at => {
+                items += tail.items.len();
+                at = tail.upto;
+            }
+            Ok(_) => break,
+            Err(isle_store::TailError::Trimmed { oldest }) => {
+                assert!(oldest > at, "it gets on");
+                at = oldest;
+                skipped += 1;
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!(skipped == 1 && items > 0, "{skipped} damaged segments passed over, {items} entries read");
+}

@@ -39,7 +39,8 @@ struct World {
 
 impl World {
     fn new(seed: u64) -> World {
-        let (value_bytes_max, flush_log_bytes) = if seed.is_multiple_of(2) { (700, 1 << 14) } else { (40_000, 1 << 21) };
+        let (value_bytes_max, flush_log_bytes) =
+            if seed.is_multiple_of(2) { (700, 1 << 14) } else { (40_000, 1 << 21) };
         World {
             rng: Seeded::new(seed),
             value_bytes_max,
