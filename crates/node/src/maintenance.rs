@@ -37,6 +37,10 @@ pub(crate) async fn pulse(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) 
         if let Some(reason) = shared.store.is_poisoned() {
             shared.durability.failed(&reason);
         }
+        // What is read and written over a damaged view fails key by key. Started anew, the node builds another.
+        if let Some(damage) = shared.store.view_damage() {
+            shared.stop_for_good(&format!("its view is damaged, and is built anew at the next start: {damage}"));
+        }
     }
 }
 

@@ -304,6 +304,18 @@ impl Store {
         self.memory.view.fault()
     }
 
+    /// What shows that the view is damaged, if anything does. Some of what it holds cannot be read then, and the next start
+    /// builds it anew.
+    pub fn view_damage(&self) -> Option<&str> {
+        self.memory.view.damaged()
+    }
+
+    /// Damages a record in the view, as a disk does.
+    #[cfg(feature = "faults")]
+    pub fn damage_view(&self, keyspace: KeyspaceId, key: &[u8]) {
+        self.memory.view.damage(&ViewKey::record(keyspace, self.memory.shard_of(keyspace, key), key));
+    }
+
     fn is_overlay_over(&self) -> bool {
         self.memory.overlay_bytes() >= self.config.overlay_bytes_max
     }

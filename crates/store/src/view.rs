@@ -53,6 +53,17 @@ pub enum ViewError {
     Failed(String),
 }
 
+impl ViewError {
+    /// What is stored is not what was written, or cannot be asked for any more.
+    fn is_damage(&self) -> bool {
+        match self {
+            ViewError::Sled(error) => matches!(error, sled::Error::Corruption { .. }),
+            ViewError::Sync(_) | ViewError::Failed(_) => false,
+            _ => true,
+        }
+    }
+}
+
 pub(crate) struct View {
     /// `None` only while it is dropped.
     trees: Option<Trees>,
@@ -74,6 +85,8 @@ struct Trees {
 #[derive(Default)]
 struct Faults {
     first: OnceLock<String>,
+    /// The first of what a full or failing disk does not explain.
+    damage: OnceLock<String>,
     panicked: AtomicBool,
 }
 
@@ -86,6 +99,9 @@ impl Faults {
         let done = catch(ask);
         if let Err(error) = &done {
             self.panicked.fetch_or(matches!(error, ViewError::Panicked(_)), Ordering::AcqRel);
+            if error.is_damage() {
+                let _ = self.damage.set(error.to_string());
+            }
             if self.first.set(error.to_string()).is_ok() {
                 tracing::error!(%error, "the view is damaged, and built anew at the next start");
             }
@@ -135,6 +151,11 @@ impl View {
     /// What first went wrong here, if anything did.
     pub(crate) fn fault(&self) -> Option<&str> {
         self.faults.first.get().map(String::as_str)
+    }
+
+    /// What shows that it is damaged, if anything does.
+    pub(crate) fn damaged(&self) -> Option<&str> {
+        self.faults.damage.get().map(String::as_str)
     }
 
     pub(crate) fn bytes(&self) -> u64 {
@@ -218,9 +239,9 @@ impl View {
         self.faults.watch(|| self.trees().put(key.in_tree(), item))
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, feature = "faults"))]
     pub(crate) fn damage(&self, key: &ViewKey) {
-        self.trees().records.insert(key.in_tree(), b"\xff\xff").expect("a temporary view takes inserts");
+        self.trees().records.insert(key.in_tree(), b"\xff\xff").expect("a view that is sound takes inserts");
     }
 
     /// sled's flush, and then a real sync of its file: sled 0.34 flushes by sync_file_range, which is not durable. Returns
