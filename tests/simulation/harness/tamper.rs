@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use isle_model::{KeyspaceId, ShardId};
+use isle_model::{Body, KeyspaceId, ShardId};
 use isle_node::PeerConfig;
 use isle_node::peer::{
     Connector, DeltaBatch, FetchReply, FetchRequest, Hello, Peer, PeerError, StateReply, StateRequest, ToReceiver,
@@ -200,7 +200,8 @@ fn unreadable(item: &Bytes) -> Option<Bytes> {
         bytes[at] ^= 0xff;
         let bytes = Bytes::from(bytes);
         let same = codec::delta_head(bytes.clone()).is_ok_and(|other| other == head);
-        (same && codec::decode_delta(bytes.clone()).is_err()).then_some(bytes)
+        let reads = codec::decode_delta(bytes.clone()).is_ok_and(|delta| matches!(delta.body, Body::Write(_)));
+        (same && !reads).then_some(bytes)
     })
 }
 
