@@ -31,7 +31,7 @@ struct Log {
 
 impl Log {
     fn of(is_long: bool) -> Log {
-        let (budget, tenths_more) = if is_long { (512 << 20, 1) } else { (104 << 20, 4) };
+        let (budget, tenths_more) = if is_long { (320 << 20, 1) } else { (104 << 20, 4) };
         Log { budget, most: budget + budget / 10 * tenths_more }
     }
 }
@@ -123,7 +123,7 @@ async fn watch(cluster: &Cluster, before: &[u64], allowed: Log, dead_for: Durati
             let peer = status.peers.iter().find(|peer| peer.region == REGIONS[DEAD]).context("no such peer")?;
             given_up[at] |= peer.lag_bytes > allowed.budget;
         }
-        ensure!(began.elapsed() < dead_for + PATIENCE, "the load does not fill the log's budget");
+        ensure!(began.elapsed() < dead_for + PATIENCE * 3, "the load does not fill the log's budget");
         tokio::time::sleep(PAUSE).await;
     }
     Ok((log, memory))

@@ -23,6 +23,7 @@ pub struct Program {
 }
 
 pub const PROGRAMS: &[Program] = &[
+    Program { name: "simulation", weight: 14, arguments: &["--test", "simulation"] },
     Program { name: "damage", weight: 6, arguments: &["--package", "isle-store", "--test", "directory"] },
     Program { name: "decoders", weight: 6, arguments: &["--package", "isle-fuzz", "--test", "corpus"] },
 ];

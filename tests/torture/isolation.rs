@@ -80,10 +80,10 @@ pub async fn run(budget: &mut Budget) -> Result<()> {
 
 async fn load(budget: &mut Budget, cluster: &Cluster, history: &History, at: usize) -> Result<Load> {
     let shape = Shape {
-        patient: 4,
+        patient: 2,
         patient_keys: 100,
         stream_keys: 4000,
-        rate_max: Some(2000),
+        rate_max: Some(500),
         value_bytes_max: 400,
         ..Shape::new(&format!("{}/", REGIONS[at]))
     };
