@@ -1,18 +1,23 @@
 //! The simulation: three regions under faults, thousands of times over. `ISLE_SIM_SEED=n` runs one seed again,
-//! `ISLE_SIM_SEEDS=10000` as many as wanted.
+//! `ISLE_SIM_SEEDS=10000` as many as wanted, `ISLE_TORTURE_SECONDS=600` new ones for so long.
 #![allow(clippy::unwrap_used)]
 
 mod harness;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use harness::Mix;
-use harness::run::Ran;
-use harness::seeds::{Case, UNSOLVED, cases, run_all, setting, tell};
+use harness::seeds::{Case, cases, is_known_gap, run_all, setting, tell};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 
 #[test]
 fn the_laws_hold_under_all_mixes_of_faults() {
-    let all = run_all_in_time(&cases(200));
+    if let Some(seconds) = setting("ISLE_TORTURE_SECONDS") {
+        return torture(Duration::from_secs(seconds));
+    }
+    let cases = cases(200);
+    let all = run_all(&cases, tell);
     for mix in Mix::ALL {
         let ran = || all.iter().filter(|((_, m), _)| *m == mix).filter_map(|(_, ran)| ran.as_ref().ok());
         let (simulated, events): (Duration, u64) = (ran().map(|r| r.simulated).sum(), ran().map(|r| r.events).sum());
@@ -24,29 +29,36 @@ fn the_laws_hold_under_all_mixes_of_faults() {
              {judged} causes judged"
         );
     }
-    let judged: Vec<_> = all.into_iter().filter(|(case, _)| !UNSOLVED.contains(case)).collect();
-    let failed: Vec<_> = judged.iter().filter(|(_, ran)| ran.is_err()).map(|(case, _)| *case).collect();
-    let (tried, lost) = (judged.len(), failed.len());
-    println!("scenario simulation: tried {tried}, survived {}, lost {lost}", tried - lost);
-    assert!(failed.is_empty(), "{lost} of {tried} cases fail: {failed:?}");
+    let failed = all.into_iter().filter_map(|(case, ran)| Some((case, ran.err()?)));
+    let (known, failed): (Vec<_>, Vec<_>) = failed.partition(|(_, error)| is_known_gap(error));
+    let failed: Vec<Case> = failed.into_iter().map(|(case, _)| case).collect();
+    assert!(failed.is_empty(), "{} of {} cases fail: {failed:?}", failed.len(), cases.len());
+    assert!(known.len() <= 1 + cases.len() / 50, "the known gap shows in {} of {} cases", known.len(), cases.len());
 }
 
-/// All cases, and in a long run (`ISLE_TORTURE_SECONDS`) the seeds behind them as long as there is time.
-#[allow(
-    clippy::disallowed_methods,
-    reason = "how long the test may take is real time, and the simulation does not see it"
-)]
-fn run_all_in_time(cases: &[Case]) -> Vec<(Case, Result<Ran, String>)> {
-    const A_ROUND: u64 = 40;
-    let Some(seconds) = setting("ISLE_TORTURE_SECONDS") else { return run_all(cases, tell) };
-    let (began, mut all) = (Instant::now(), Vec::new());
-    let mut seed = 0;
-    while began.elapsed() < Duration::from_secs(seconds) {
-        let round: Vec<_> = (seed..seed + A_ROUND).map(|n| (n, Mix::ALL[n as usize % Mix::ALL.len()])).collect();
-        all.extend(run_all(&round, tell));
-        seed += A_ROUND;
+/// Seeds that nobody has tried, until the time is over.
+#[allow(clippy::disallowed_methods)]
+fn torture(span: Duration) {
+    const AT_ONCE: u64 = 16;
+    let began = std::time::Instant::now();
+    let base = u64::from(StdRng::from_os_rng().random::<u32>());
+    println!("seeds from {base} on");
+    let (mut tried, mut known, mut lost) = (0, 0, 0);
+    while began.elapsed() < span {
+        let mixes = |n: u64| Mix::ALL[n as usize % Mix::ALL.len()];
+        let cases: Vec<Case> = (tried..tried + AT_ONCE).map(|n| (base + n, mixes(n))).collect();
+        for (_, ran) in run_all(&cases, tell) {
+            tried += 1;
+            let Err(error) = ran else { continue };
+            match is_known_gap(&error) {
+                true => known += 1,
+                false => lost += 1,
+            }
+        }
     }
-    all
+    println!("{known} of them met the known gap: tombstones that wait for the next write");
+    println!("scenario simulation: tried {tried}, survived {}, lost {lost}", tried - lost);
+    assert_eq!(lost, 0, "seeds that fail are printed above");
 }
 
 #[test]
