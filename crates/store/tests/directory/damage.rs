@@ -161,7 +161,7 @@ fn cut_off(rng: &mut Seeded, bytes: &mut Vec<u8>) {
 fn whatever_is_damaged_is_named_or_harmless() {
     let mut kinds = Kind::all();
     let count = kinds.len() as u64;
-    scenario("damage", 14 * count, 200 * count, |n| {
+    scenario("damage", 9 * count, 25 * count, |n| {
         kinds[(n % count) as usize].try_out(n);
         1
     });
