@@ -1,0 +1,21 @@
+//! Cases that caught each bug. A change of the code changes histories, so not each must catch it for ever, but one must.
+
+use isle_model::planted::Bug;
+
+use super::harness::Mix;
+use super::harness::seeds::Case;
+
+pub const RECORDED: &[(Bug, &[Case])] = &[
+    (Bug::ReplyBeforeSync, &[(2, Mix::Crashes), (4, Mix::Crashes)]),
+    (Bug::ForgetEarly, &[(0, Mix::Partitions), (2, Mix::Partitions), (7, Mix::Crashes)]),
+    (Bug::SkipGap, &[(0, Mix::Partitions), (7, Mix::Crashes)]),
+    (Bug::MergeTakesLast, &[(0, Mix::Partitions), (2, Mix::Partitions)]),
+    (Bug::ClockFirst, &[(0, Mix::Partitions), (4, Mix::Partitions), (7, Mix::Crashes), (8, Mix::Partitions)]),
+    (Bug::IgnoreContext, &[(0, Mix::Partitions), (7, Mix::Crashes), (16, Mix::Partitions), (23, Mix::Crashes)]),
+    (Bug::LoseLoser, &[(0, Mix::Partitions), (4, Mix::Partitions), (8, Mix::Partitions)]),
+    (Bug::SkipInReplay, &[(2, Mix::Crashes), (4, Mix::Crashes)]),
+    (Bug::AdmitReplaced, &[(0, Mix::Cloned), (1, Mix::Cloned)]),
+    (Bug::CursorBeforeLast, &[(1, Mix::Restored), (6, Mix::Away)]),
+    (Bug::KeepUnlisted, &[(15, Mix::Away)]),
+    (Bug::PassUnreadable, &[(3, Mix::Crashes), (9, Mix::Crashes), (18, Mix::Partitions)]),
+];
