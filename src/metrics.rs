@@ -98,7 +98,10 @@ fn counters(out: &mut Exposition, node: &Node) {
 
 fn links(out: &mut Exposition, status: &NodeStatus) {
     type Measure = fn(&PeerStatus) -> Option<f64>;
-    let measures: [(&str, &str, Measure); 4] = [
+    let measures: [(&str, &str, Measure); 5] = [
+        ("isle_peer_quarantined", "Streams of the peer that stand still at a delta that cannot be applied.", |peer| {
+            Some(peer.quarantined as f64)
+        }),
         ("isle_peer_live", "1 if the peer confirms within a second.", |peer| {
             Some(f64::from(u8::from(matches!(peer.state, LinkState::Live))))
         }),

@@ -103,6 +103,8 @@ fn peer_json(peer: &v1::PeerStatus) -> Json {
         "egress_bytes": peer.egress_bytes,
         "connected": peer.connected,
         "last_error": peer.last_error,
+        "quarantined": peer.quarantined,
+        "quarantine_reason": peer.quarantine_reason,
     })
 }
 

@@ -63,6 +63,7 @@ impl ClusterService {
     fn region(&self, status: NodeStatus) -> v1::RegionStatus {
         let (state, cause) = state_of(&status.state);
         let config = self.node.config();
+        let quarantined = status.peers.iter().map(|peer| peer.quarantined).sum();
         v1::RegionStatus {
             region: status.region.to_string(),
             endpoint: self.facts.endpoint.clone(),
@@ -84,7 +85,7 @@ impl ClusterService {
             log_budget_bytes: self.facts.log_budget_bytes,
             view_bytes: status.view_bytes,
             overlay_bytes: status.overlay_bytes,
-            quarantined: self.node.counters().quarantined.get(),
+            quarantined,
             ..v1::RegionStatus::default()
         }
     }
@@ -159,6 +160,8 @@ fn peer(from: isle_node::PeerStatus) -> v1::PeerStatus {
         connected: !matches!(from.state, LinkState::Down),
         staleness: from.staleness.and_then(wire::span),
         last_error: from.last_error.unwrap_or_default(),
+        quarantined: from.quarantined,
+        quarantine_reason: from.quarantine_reason.unwrap_or_default(),
         ..v1::PeerStatus::default()
     }
 }
