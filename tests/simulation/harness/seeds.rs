@@ -11,12 +11,6 @@ use super::run::{Ran, run, trace};
 /// One seed in one mix.
 pub type Case = (u64, Mix);
 
-/// What ARCHITECTURE.md names among the gaps: a tombstone that a complete state has touched may wait for a statement that nobody
-/// makes before the shard's next write. It is told of; nothing is lost by it.
-pub fn is_known_gap(error: &str) -> bool {
-    error.contains("of healing: every tombstone is forgotten")
-}
-
 /// Settings of the test run. The simulation itself never looks at the environment.
 #[allow(clippy::disallowed_methods)]
 pub fn setting(name: &str) -> Option<u64> {
