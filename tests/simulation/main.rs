@@ -11,6 +11,17 @@ use harness::seeds::{Case, cases, run_all, setting, tell};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
+/// Cases that failed once: regions that waited for each other for ever, tombstones that waited for statements that nobody made,
+/// and a peer that stayed behind by deltas left out during a state transfer that came to nothing.
+const ONCE_FAILED: [Case; 4] = [(459, Mix::Lying), (631, Mix::Lying), (671, Mix::Lying), (1422, Mix::Restored)];
+
+#[test]
+fn cases_that_once_failed_pass() {
+    let failed: Vec<Case> =
+        run_all(&ONCE_FAILED, tell).into_iter().filter(|(_, ran)| ran.is_err()).map(|(case, _)| case).collect();
+    assert!(failed.is_empty(), "they fail again: {failed:?}");
+}
+
 #[test]
 fn the_laws_hold_under_all_mixes_of_faults() {
     if let Some(seconds) = setting("ISLE_TORTURE_SECONDS") {

@@ -4,7 +4,7 @@
 //! pin covers, merged behind the chunk that has its key, would stay for good where the sender had absorbed and forgotten its
 //! delete: the cursors move past the delete with the last chunk. What the sender itself streams waits whatever it is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use isle_model::{Dot, Lineage, Region, Streams, Vector};
 use parking_lot::Mutex;
@@ -22,6 +22,8 @@ struct Underway {
     asking: bool,
     /// Empty until the first chunk has come.
     pin: Pin,
+    /// Whose deltas were left out meanwhile: they have to be asked for again.
+    left_out: BTreeSet<Region>,
 }
 
 impl Completing {
@@ -40,12 +42,18 @@ impl Completing {
         }
     }
 
-    /// The transfer is over, or given up.
-    pub(crate) fn end(&self, from: &Region, stream: StreamKey) {
-        self.0.lock().remove(&(from.clone(), stream));
+    /// The transfer is over, or given up. Says whose deltas were left out for it.
+    pub(crate) fn end(&self, from: &Region, stream: StreamKey) -> BTreeSet<Region> {
+        self.0.lock().remove(&(from.clone(), stream)).map(|underway| underway.left_out).unwrap_or_default()
     }
 
-    /// Whether nothing of the origin's stream can be applied yet: it is the sender's own, or still below some pin.
+    /// Whether deltas of the origin's are left out that have not been asked for again.
+    pub(crate) fn has_left_out(&self, origin: &Region) -> bool {
+        self.0.lock().values().any(|underway| underway.left_out.contains(origin))
+    }
+
+    /// Whether nothing of the origin's stream can be applied yet: it is the sender's own, or still below some pin. What has come
+    /// of it is then left out.
     pub(crate) fn holds_back(
         &self,
         origin: &Region,
@@ -53,15 +61,19 @@ impl Completing {
         streams: impl FnOnce() -> Streams,
         lineage: Lineage<'_>,
     ) -> bool {
-        let underway = self.0.lock();
-        let mut here = underway.iter().filter(|((_, at), _)| *at == stream).peekable();
+        let mut underway = self.0.lock();
+        let mut here = underway.iter_mut().filter(|((_, at), _)| *at == stream).peekable();
         if here.peek().is_none() {
             return false;
         }
         let cursor = streams().cursor(origin);
-        here.any(|((from, _), underway)| {
+        here.fold(false, |held, ((from, _), underway)| {
             let below = |(region, pin): &(Region, Vector)| region == origin && !cursor.covers_all(pin, lineage);
-            (underway.asking && from == origin) || underway.pin.iter().any(below)
+            let holds = (underway.asking && from == origin) || underway.pin.iter().any(below);
+            if holds {
+                underway.left_out.insert(origin.clone());
+            }
+            held | holds
         })
     }
 
@@ -96,7 +108,8 @@ mod tests {
         assert!(!holds(&sender) && holds(&third));
         assert!(completing.covers(&third, stream, dot(5), lineage));
         assert!(!completing.covers(&third, stream, dot(6), lineage));
-        completing.end(&sender, stream);
+        assert!(completing.has_left_out(&third));
+        assert_eq!(completing.end(&sender, stream), [sender.clone(), third.clone()].into(), "to be asked for again");
         assert!(!holds(&third) && !completing.covers(&third, stream, dot(5), lineage));
     }
 }

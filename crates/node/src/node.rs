@@ -223,12 +223,14 @@ impl Node {
             tasks.loops.spawn(answers);
         }
         let stop = || shared.stop.subscribe();
+        // Before the links: what transfers that go on hold back must not come first.
+        let repair = Repair::new(shared.clone());
         for (peer, commands) in inbound {
             let rng = rng_of(seed, peer.region.as_str());
             let link = Inbound { shared: shared.clone(), connector: connector.clone(), peer, commands, rng };
             tasks.links.spawn(link.run(stop()));
         }
-        tasks.links.spawn(Repair::new(shared.clone()).run(stop()));
+        tasks.links.spawn(repair.run(stop()));
         tasks.links.spawn(maintenance::Upkeep::new(shared.clone()).run(stop()));
         tasks.links.spawn(maintenance::pulse(shared.clone(), stop()));
         Ok(Arc::new(Node { shared, hints: FetchHints::default(), tasks: Mutex::new(tasks) }))

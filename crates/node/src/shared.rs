@@ -271,6 +271,9 @@ impl Shared {
 
     /// Asks for the state of a stream set from a peer.
     pub(crate) fn want_state(&self, from: &Region, stream: StreamKey) {
+        if self.queue(stream.1).is_none() {
+            return;
+        }
         self.wanted.lock().insert((from.clone(), stream));
         self.repair.notify_one();
     }

@@ -263,7 +263,8 @@ impl Session {
             }
             // Behind an unreadable delta its stream has a gap: the state brings the rest as well.
             let streams = || self.shared.store.streams(stream.0, stream.1);
-            let waits = self.shared.completing.holds_back(&self.origin, stream, streams, tree.shard(stream.1));
+            let waits = self.shared.queue(stream.1).is_some()
+                && self.shared.completing.holds_back(&self.origin, stream, streams, tree.shard(stream.1));
             if waits || unreadable.contains(&stream) {
                 continue;
             }
@@ -299,6 +300,7 @@ impl Session {
                     self.probe = None;
                     // What stands still is not fresh, though all has come.
                     if self.shared.quarantined(&self.origin).is_empty()
+                        && !self.shared.completing.has_left_out(&self.origin)
                         && let Some(slot) = self.shared.peers.get(&self.origin)
                     {
                         slot.link.lock().fresh_as_of = Some(at);

@@ -163,6 +163,7 @@ impl Repair {
     async fn take_wanted(&mut self) {
         let wanted = self.shared.wanted.lock().clone();
         for (from, stream) in wanted {
+            self.give_up_paused();
             if let Err(error) = self.take_state(&from, stream).await {
                 tracing::info!(%from, keyspace = stream.0.0, shard = stream.1.0, %error, "a state transfer waits");
             }
@@ -235,12 +236,19 @@ impl Repair {
         self.shared.completing.begin(from, stream);
         let taken = self.take_chunks(peer.as_ref(), from, stream).await;
         self.shared.completing.pause(from, stream);
-        if taken.is_ok() || !self.transfers.contains_key(&(from.clone(), stream)) {
-            self.shared.completing.end(from, stream);
+        let key = (from.clone(), stream);
+        if taken.is_err() && self.transfers.contains_key(&key) {
+            self.paused_since.entry(key).or_insert(self.shared.now());
+        } else {
+            let left_out = self.shared.completing.end(from, stream);
+            if taken.is_err() {
+                self.ask_again_of(left_out.iter(), stream);
+            }
         }
         if taken.is_ok() {
             self.shared.wanted.lock().retain(|(_, at)| *at != stream);
-            self.ask_again(stream);
+            // All of them, since the cursors moved past statements, too.
+            self.ask_again_of(self.shared.peers.keys(), stream);
         }
         taken
     }
@@ -259,7 +267,6 @@ impl Repair {
         }
         for (from, stream) in over {
             self.forget_transfer(&from, stream);
-            self.ask_again(stream);
         }
     }
 
@@ -275,12 +282,13 @@ impl Repair {
         let key = (from.clone(), stream);
         self.transfers.remove(&key);
         self.paused_since.remove(&key);
-        self.shared.completing.end(from, stream);
+        let left_out = self.shared.completing.end(from, stream);
+        self.ask_again_of(left_out.iter(), stream);
     }
 
-    /// Goes on with the streams from where this state took them: all of them, since the cursors moved past statements, too.
-    fn ask_again(&self, stream: StreamKey) {
-        for slot in self.shared.peers.values() {
+    /// Goes on with the streams from where the cursors are.
+    fn ask_again_of<'a>(&'a self, regions: impl Iterator<Item = &'a Region>, stream: StreamKey) {
+        for slot in regions.filter_map(|region| self.shared.peers.get(region)) {
             // The link may be down: a new one begins from the cursors anyway.
             let _ = slot.commands.send(LinkCommand::Refetch(stream));
         }
@@ -330,8 +338,10 @@ impl Repair {
                 None => break,
             }
         }
-        let Some(done) = self.transfers.remove(&key) else { return Ok(()) };
-        self.finish(stream, done.pin).await
+        let Some(done) = self.transfers.get(&key).cloned() else { return Ok(()) };
+        self.finish(stream, done.pin).await?;
+        self.transfers.remove(&key);
+        Ok(())
     }
 
     async fn ask_state(&self, peer: &dyn Peer, stream: StreamKey, start: Bytes) -> Result<StateReply, PeerError> {
