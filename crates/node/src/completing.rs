@@ -77,11 +77,17 @@ impl Completing {
         })
     }
 
-    /// Whether a delta of the origin's comes by a transfer.
+    /// Whether a delta of the origin's comes by a transfer. It is then left out.
     pub(crate) fn covers(&self, origin: &Region, stream: StreamKey, dot: Dot, lineage: Lineage<'_>) -> bool {
-        let underway = self.0.lock();
-        let mut pins = underway.iter().filter(|((_, at), _)| *at == stream).flat_map(|(_, underway)| &underway.pin);
-        pins.any(|(region, pin)| region == origin && pin.covers(dot, lineage))
+        let mut underway = self.0.lock();
+        let here = underway.iter_mut().filter(|((_, at), _)| *at == stream).map(|(_, underway)| underway);
+        here.fold(false, |covered, underway| {
+            let covers = underway.pin.iter().any(|(region, pin)| region == origin && pin.covers(dot, lineage));
+            if covers {
+                underway.left_out.insert(origin.clone());
+            }
+            covered | covers
+        })
     }
 }
 
@@ -111,5 +117,20 @@ mod tests {
         assert!(completing.has_left_out(&third));
         assert_eq!(completing.end(&sender, stream), [sender.clone(), third.clone()].into(), "to be asked for again");
         assert!(!holds(&third) && !completing.covers(&third, stream, dot(5), lineage));
+    }
+
+    /// One that was on its way to the shard's loop when the pin came was left out there, and nobody asked for it again where
+    /// the transfer was given up.
+    #[test]
+    fn what_is_left_out_at_the_last_moment_is_asked_for_again_too() {
+        let (sender, third) = (Region::new("s"), Region::new("t"));
+        let tree = IncarnationTree::new();
+        let (lineage, stream) = (tree.shard(ShardId(0)), (KeyspaceId(1), ShardId(0)));
+        let dot = |seq| Dot::new(Incarnation(3), seq);
+        let completing = Completing::default();
+        completing.pin(&sender, stream, vec![(third.clone(), Vector::of(dot(5)))]);
+        assert!(!completing.covers(&third, stream, dot(6), lineage) && !completing.has_left_out(&third));
+        assert!(completing.covers(&third, stream, dot(5), lineage));
+        assert_eq!(completing.end(&sender, stream), [third].into());
     }
 }

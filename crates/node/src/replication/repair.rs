@@ -239,16 +239,16 @@ impl Repair {
         let key = (from.clone(), stream);
         if taken.is_err() && self.transfers.contains_key(&key) {
             self.paused_since.entry(key).or_insert(self.shared.now());
-        } else {
-            let left_out = self.shared.completing.end(from, stream);
-            if taken.is_err() {
-                self.ask_again_of(left_out.iter(), stream);
-            }
+            return taken;
         }
-        if taken.is_ok() {
-            self.shared.wanted.lock().retain(|(_, at)| *at != stream);
-            // All of them, since the cursors moved past statements, too.
-            self.ask_again_of(self.shared.peers.keys(), stream);
+        let left_out = self.shared.completing.end(from, stream);
+        match &taken {
+            Ok(()) => {
+                self.shared.wanted.lock().retain(|(_, at)| *at != stream);
+                // All of them, since the cursors moved past statements, too.
+                self.ask_again_of(self.shared.peers.keys(), stream);
+            }
+            Err(_) => self.ask_again_of(left_out.iter(), stream),
         }
         taken
     }
