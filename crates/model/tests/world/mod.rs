@@ -491,6 +491,8 @@ impl World {
             _ => Precondition::None,
         };
         if token.is_some() {
+            // No reader sees what is not durable, of another region's writes either.
+            self.nodes[from].durable = self.nodes[from].log.len();
             let rows = self.nodes[from].rows();
             self.nodes[n].learn_rows(&rows); // a token's rows are fetched before it is used
         }
@@ -558,11 +560,25 @@ impl World {
             exact.add(field, ships | bit);
         }
         self.check_rank(key, &facts, lineage)?;
+        let own_line = self.own_line(key, stamp.dot, lineage);
+        let facts = facts.into_iter().map(|fact| match fact.field.kind {
+            Kind::Counter => fact,
+            Kind::Value | Kind::Home => fact.covering(own_line),
+        });
+        let facts = facts.collect();
         self.tally.writes += 1;
         self.tally.with_token += usize::from(context.is_some());
         self.ops.push(Op { key, dot: stamp.dot, facts, lost: false });
         self.nodes[n].commit(shard, stamp, key, Body::Write(write), exact);
         Ok(())
+    }
+
+    /// A region's write covers all that its own line of incarnations wrote before, forgotten or not: it never adds a second
+    /// sibling of its own. Where a disk lied, somebody may still hold what the others have deleted and forgotten.
+    fn own_line(&self, key: usize, dot: Dot, lineage: Lineage<'_>) -> Ops {
+        let line = Vector::of(dot);
+        let on_it = |op: &Op| op.key == key && line.covers(op.dot, lineage);
+        self.ops.iter().enumerate().filter(|(_, op)| on_it(op)).fold(0, |all, (i, _)| all | 1 << i)
     }
 
     fn live(&self, field: &FieldKey, known: Ops) -> Ops {
@@ -622,7 +638,7 @@ impl World {
         }
         let known = here.exact.fields().into_iter().chain(there.fields());
         for field in known.filter(|field| field.kind != Kind::Home && spoken_of(field) && !touched(field)) {
-            let unseen = self.live(field, here.exact.get(field) | there.get(field));
+            let unseen = self.live(field, here.exact.get(field) | there.get(field)) & !here.left_out.get(field);
             ensure!(unseen == 0, "{mutation:?} left {field:?} alone, where {unseen:b} is live");
         }
         let user_fields = |r: &Record| r.fields().iter().filter(|(f, _)| f.kind != Kind::Home).count();
@@ -1004,14 +1020,51 @@ impl World {
         Ok(())
     }
 
+    /// Every field that is not as it was told last.
+    fn tell_fields(&self, told: &mut BTreeMap<(usize, usize, FieldKey), String>, out: &mut String) {
+        for (n, node) in self.nodes.iter().enumerate() {
+            for (key, field, content) in node
+                .records
+                .iter()
+                .flat_map(|(key, held)| held.record.fields().iter().map(move |(field, content)| (key, field, content)))
+            {
+                let holds = match content {
+                    Field::Register(r) => r.siblings().iter().map(|s| s.dot.to_string()).collect::<Vec<_>>().join(" "),
+                    Field::Counter(c) => format!("{:?} covered {:?}", c.totals(), c.covered()),
+                };
+                let held = &node.records[key];
+                let (known, left_out) = (held.exact.get(field), held.left_out.get(field));
+                let line =
+                    format!("[{holds}] seen {} knows {known:b}, left out {left_out:b}", tell_vector(content.seen()));
+                let place = (n, *key, field.clone());
+                if told.get(&place) != Some(&line) {
+                    out.push_str(&format!(
+                        "    {} {} {:?} {}: {line}\n",
+                        node.region, KEYS[*key], field.kind, field.name
+                    ));
+                    told.insert(place, line);
+                }
+            }
+            told.retain(|(m, key, _), _| *m != n || node.records.contains_key(key));
+        }
+    }
+
     fn check_agreement(&self) -> Check {
         let first = &self.nodes[0];
+        let excused: Vec<usize> = (0..KEYS.len()).filter(|key| self.beyond_the_limit(*key)).collect();
         for node in &self.nodes[1..] {
             for (key, name) in KEYS.iter().enumerate() {
-                let (a, b) = (first.reading(key), node.reading(key));
+                let (mut a, mut b) = (first.reading(key), node.reading(key));
+                if excused.contains(&key) {
+                    // Where the delete was forgotten the total came back, where it was not it is covered; the next delete settles it.
+                    for reading in [&mut a, &mut b] {
+                        reading.counters.clear();
+                        reading.home = None;
+                    }
+                }
                 ensure!(a == b, "{name} differs: {} reads {a:?}, {} reads {b:?}", first.region, node.region);
             }
-            ensure!(first.digest() == node.digest(), "the same readings have different digests");
+            ensure!(!excused.is_empty() || first.digest() == node.digest(), "the same readings have different digests");
         }
         Ok(())
     }
@@ -1074,47 +1127,62 @@ pub fn run(seed: u64, lying: bool, steps: &[u64]) -> Result<Tally, String> {
     Ok(world.tally)
 }
 
-/// Runs a history; a failing one is cut down to the steps it needs.
-/// What happens in a short history, step by step, for whoever has to understand a failure.
+/// What happens in a short history, step by step, for whoever has to understand a failure: who starts, writes, takes, forgets
+/// and is completed, and then every field that changed, as its region holds it and as exact history has it.
 pub fn tell(seed: u64, lying: bool, steps: &[u64]) -> String {
-    use std::fmt::Write;
     let mut world = World::new(seed, lying);
     let mut out = String::new();
-    let mut logs = [0; 3];
+    let mut fields = BTreeMap::new();
     for step in steps {
+        let logs = world.nodes.iter().map(|node| node.log.len()).collect::<Vec<_>>();
+        let before = world.nodes.iter().map(|node| node.incarnation).collect::<Vec<_>>();
         let outcome = world.step(*step);
-        for (n, log) in logs.iter_mut().enumerate() {
-            let node = &world.nodes[n];
-            *log = if *log > node.log.len() { 0 } else { *log };
-            for entry in &node.log[*log..] {
-                let (what, shipped) = match entry {
-                    Entry::Own(s) => ("writes", s),
-                    Entry::Foreign(_, s) => ("takes", s),
-                    Entry::Row(i, row) => {
-                        writeln!(out, "{}: starts {i} {row:?}", node.region).unwrap();
-                        continue;
-                    }
-                    Entry::Forget(_) | Entry::Completed(_) => {
-                        writeln!(out, "{}: forgets, or is completed", node.region).unwrap();
-                        continue;
-                    }
-                    Entry::Rows(_) => continue,
-                };
-                writeln!(out, "{}: {what} {:?}", node.region, shipped.delta).unwrap();
-            }
-            *log = node.log.len();
+        for (n, node) in world.nodes.iter().enumerate() {
+            let restarted = node.incarnation != before[n];
+            let entries = if restarted { &node.log[..] } else { &node.log[logs[n]..] };
+            out.push_str(if restarted { "  starts anew, from\n" } else { "" });
+            entries.iter().for_each(|entry| out.push_str(&tell_entry(node, entry)));
         }
-        writeln!(out, "-- {outcome:?}").unwrap();
+        world.tell_fields(&mut fields, &mut out);
+        out.push_str(&format!("-- {outcome:?}\n"));
         if outcome.is_err() {
-            break;
+            return out;
         }
     }
-    if let Err(story) = world.finish() {
-        writeln!(out, "{story}").unwrap();
-    }
+    out.push_str(&format!("{:?}\n", world.finish()));
+    world.tell_fields(&mut fields, &mut out);
     out
 }
 
+fn tell_entry(node: &Node, entry: &Entry) -> String {
+    let (what, shipped) = match entry {
+        Entry::Own(shipped) => ("writes", shipped),
+        Entry::Foreign(_, shipped) => ("takes", shipped),
+        Entry::Row(i, row) => {
+            return format!("{} starts {i}, after {:?} at {:?}\n", node.region, row.parent, row.left_at);
+        }
+        Entry::Forget(key) => return format!("{} forgets {}\n", node.region, KEYS[*key]),
+        Entry::Completed(_) => return format!("{} is completed\n", node.region),
+        Entry::Rows(_) => return String::new(),
+    };
+    let about = match &shipped.delta.body {
+        Body::Statement(statement) => {
+            let said = statement.absorbed.iter().map(|(region, v)| format!("{region} {}", tell_vector(v)));
+            format!("states {}", said.collect::<Vec<_>>().join(", "))
+        }
+        Body::Write(_) => {
+            let fields = shipped.exact.0.iter().map(|(field, ops)| format!("{:?} {} {ops:b}", field.kind, field.name));
+            format!("{} {}", KEYS.get(shipped.key).unwrap_or(&"nothing"), fields.collect::<Vec<_>>().join(", "))
+        }
+    };
+    format!("{} {what} {} in {}: {about}\n", node.region, shipped.delta.dot, shipped.delta.shard.0)
+}
+
+fn tell_vector(vector: &Vector) -> String {
+    format!("{{{}}}", vector.dots().map(|dot| dot.to_string()).collect::<Vec<_>>().join(" "))
+}
+
+/// Runs a history; a failing one is cut down to the steps it needs.
 pub fn history(seed: u64, lying: bool) -> Result<Tally, String> {
     let mut needed = steps(seed, 90);
     let mut story = match run(seed, lying, &needed) {
