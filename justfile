@@ -12,6 +12,15 @@ test:
 sim seeds="SEEDS=1000":
     seeds='{{seeds}}'; ISLE_SIM_SEEDS="${seeds#SEEDS=}" cargo test --test simulation -- --nocapture
 
+# The properties again, over other cases than CI's: `just properties 42`. The seed is printed.
+properties seed=`date +%s`:
+    @echo "PROPTEST_RNG_SEED={{seed}}"
+    PROPTEST_RNG_SEED={{seed}} cargo test --release -p isle-model -p isle-proto -p isle-store
+
+# As many random histories of the model as wanted, from a seed on: `just histories 10000 50000`.
+histories from="8000" count="50000":
+    ISLE_HISTORIES_FROM={{from}} ISLE_HISTORIES={{count}} cargo test --release -p isle-model --test history -- --nocapture
+
 # New seeds for each planted bug, where CI replays recorded ones: `just mutants SEEDS=400`.
 mutants seeds="SEEDS=400":
     seeds='{{seeds}}'; ISLE_SIM_SEEDS="${seeds#SEEDS=}" cargo test --test planted -- --ignored --nocapture planted
