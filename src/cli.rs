@@ -1,6 +1,7 @@
 //! The command line: one file a command. A command returns what went wrong; this file decides how it is shown and which
 //! exit code it gets: 0 done, 1 failed, 2 bad usage.
 
+mod bench;
 mod delete;
 mod dev;
 mod doctor;
@@ -29,6 +30,9 @@ use crate::causes::causes;
 use crate::output::{self, Format};
 use crate::units;
 
+/// Where `isle dev` and a node with the usual ports serve.
+const USUAL_ENDPOINT: &str = "http://127.0.0.1:7400";
+
 #[derive(Parser)]
 #[command(name = "isle", version, about = "A distributed region-affine key-value store", long_about = None)]
 pub struct Cli {
@@ -40,9 +44,9 @@ pub struct Cli {
 
 #[derive(Args, Clone)]
 pub struct Global {
-    /// The region to talk to
-    #[arg(long, global = true, env = "ISLE_ENDPOINT", default_value = "http://127.0.0.1:7400", value_name = "URL")]
-    endpoint: String,
+    /// The region to talk to [default: http://127.0.0.1:7400; `bench` starts servers of its own]
+    #[arg(long, global = true, env = "ISLE_ENDPOINT", value_name = "URL")]
+    endpoint: Option<String>,
     /// How results and errors are printed
     #[arg(long, global = true, value_enum, default_value_t, env = "ISLE_OUTPUT", value_name = "FORMAT")]
     output: Format,
@@ -92,6 +96,8 @@ enum Command {
     Doctor(doctor::Doctor),
     /// Cut, heal or slow the links of `isle dev`
     Link(link::Link),
+    /// Put load on isle, and on what it is compared with
+    Bench(bench::Bench),
 }
 
 /// Why a command failed.
@@ -114,7 +120,7 @@ impl From<std::io::Error> for Failure {
 
 impl Global {
     async fn client(&self) -> Result<Client, Failure> {
-        self.client_of(&self.endpoint).await
+        self.client_of(self.endpoint.as_deref().unwrap_or(USUAL_ENDPOINT)).await
     }
 
     async fn client_of(&self, endpoint: &str) -> Result<Client, Failure> {
@@ -166,6 +172,7 @@ fn carry_out(cli: Cli) -> Result<(), Failure> {
             Command::Status(command) => command.run(global).await,
             Command::Doctor(command) => command.run(global),
             Command::Link(command) => command.run(global).await,
+            Command::Bench(command) => command.run(global).await,
         }
     })
 }
