@@ -8,8 +8,8 @@ use futures::stream::{BoxStream, StreamExt};
 use isle_model::limits::{BATCH_BYTES_MAX, BATCH_ITEMS_MAX, PAGE_ITEMS_MAX};
 use isle_model::{FieldName, Mutation, Reading};
 use isle_node::{
-    GetReply, GetRequest, Node, NodeError, PreconditionAsked, RequestContext, ScanReply, ScanRequest, WriteReply,
-    WriteRequest,
+    GetReply, GetRequest, Node, NodeError, PreconditionAsked, RequestContext, ScanReply, ScanRequest, Versions,
+    WriteReply, WriteRequest,
 };
 use isle_proto::v1;
 use isle_proto::v1::kv_server::Kv;
@@ -282,15 +282,24 @@ async fn write_all(
     operations: Vec<v1::WriteOperation>,
     omit_versions: bool,
 ) -> Vec<v1::WriteResult> {
-    let asked: Vec<_> = operations.into_iter().map(|operation| of_operation(operation, keyspace)).collect();
-    let sound = asked.iter().filter_map(|asked| asked.as_ref().ok()).cloned().collect();
-    let mut written = node.write_batch(context, sound).await.into_iter();
-    let result = |asked: Result<WriteRequest, Status>| {
+    let versions = if omit_versions { Versions::Omitted } else { Versions::Shown };
+    let mut sound = Vec::with_capacity(operations.len());
+    let asked: Vec<Result<bool, Status>> = operations
+        .into_iter()
+        .map(|operation| {
+            let asked = of_operation(operation, keyspace)?;
+            let is_increment = matches!(asked.mutation, Mutation::Increment { .. });
+            sound.push(asked);
+            Ok(is_increment)
+        })
+        .collect();
+    let mut written = node.write_batch(context, sound, versions).await.into_iter();
+    let result = |asked: Result<bool, Status>| {
         let outcome = match asked {
             Err(status) => Err(item_of(&status)),
-            Ok(asked) => {
+            Ok(is_increment) => {
                 let written = written.next().expect("the node answers every request of a batch");
-                written.map(|reply| applied(&asked, reply, omit_versions)).map_err(|error| item_of_node(&error))
+                written.map(|reply| applied(is_increment, reply)).map_err(|error| item_of_node(&error))
             }
         };
         let outcome = outcome.map_or_else(v1::write_result::Outcome::Error, v1::write_result::Outcome::Applied);
@@ -299,10 +308,9 @@ async fn write_all(
     asked.into_iter().map(result).collect()
 }
 
-fn applied(asked: &WriteRequest, reply: WriteReply, omit_version: bool) -> v1::WriteApplied {
-    let is_increment = matches!(asked.mutation, Mutation::Increment { .. });
+fn applied(is_increment: bool, reply: WriteReply) -> v1::WriteApplied {
     v1::WriteApplied {
-        version: if omit_version { Bytes::new() } else { reply.version },
+        version: reply.version,
         replayed: reply.replayed,
         value: reply.value.filter(|_| is_increment),
         found: None,

@@ -36,7 +36,7 @@ pub use counters::{Counter, Counters, PeerCounters};
 pub use error::NodeError;
 pub use node::{
     Consistency, GetReply, GetRequest, Node, Parts, PreconditionAsked, ScanReply, ScanRequest, ScanRow, StartError,
-    SyncDriver, WriteReply, WriteRequest,
+    SyncDriver, Versions, WriteReply, WriteRequest,
 };
 pub use replication::link::LinkState;
 pub use shared::Quarantined;

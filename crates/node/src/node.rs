@@ -21,6 +21,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::clock::Clock;
 use crate::config::ConfigFaults;
@@ -35,7 +36,7 @@ use crate::replication::outbound::Outbound;
 use crate::replication::repair::Repair;
 use crate::replication::serving::{FetchHints, serve_fetch, serve_state};
 use crate::shard_loop::{ShardLoop, read_failed};
-use crate::shard_queue::{ShardQueue, WriteAsk, Written, answer_of};
+use crate::shard_queue::{self, ShardQueue, WriteAsk, WriteOutcomes, Written, answer_of};
 use crate::shared::{PeerSlot, Shared};
 use crate::status::{NodeStatus, status};
 use crate::{Keyspace, NodeConfig, NodeError, RequestContext, maintenance};
@@ -97,8 +98,16 @@ pub struct WriteRequest {
     pub request_id: String,
 }
 
+/// Whether a batch's replies have versions. Each costs a MAC, and a bulk load has no use for them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Versions {
+    Shown,
+    Omitted,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WriteReply {
+    /// Empty where versions are omitted.
     pub version: Bytes,
     pub home: Option<Region>,
     pub home_epoch: Epoch,
@@ -268,35 +277,20 @@ impl Node {
     }
 
     pub async fn write(&self, ctx: &RequestContext, request: WriteRequest) -> Result<WriteReply, NodeError> {
-        let keyspace = self.keyspace(&request.keyspace)?.id;
-        let incremented = match &request.mutation {
-            Mutation::Increment { field, .. } => Some(FieldKey::counter(field.as_str())),
-            _ => None,
-        };
-        let key = request.key.clone();
-        let answer = match self.accept(ctx, keyspace, request) {
-            Ok(answer) => answer,
-            Err(error) => {
-                self.count_refusal(&error);
-                return Err(error);
-            }
-        };
-        let written = match ctx.deadline {
-            None => answer_of(answer).await?,
-            Some(deadline) => tokio::time::timeout_at(deadline, answer_of(answer)).await.unwrap_or_else(|_| {
-                Err(NodeError::OutcomeUnknown { reason: "the deadline passed while the commit was awaited".to_owned() })
-            })?,
-        };
-        self.reply(keyspace, &key, incremented.as_ref(), written)
+        let (subject, ask) = self.check(ctx, request)?;
+        let (_, answered) = self.queue(subject.shard, vec![ask])?;
+        let mut outcomes = outcomes_by(ctx.deadline, answered).await?;
+        let written = outcomes.pop().expect("the shard loop answers every write of a job")?;
+        self.reply(&subject, written, Versions::Shown)
     }
 
-    /// Checks a write and puts it into its shard's queue. An error means that nothing was or will be appended.
-    fn accept(
-        &self,
-        ctx: &RequestContext,
-        keyspace: KeyspaceId,
-        request: WriteRequest,
-    ) -> Result<tokio::sync::oneshot::Receiver<Result<Written, NodeError>>, NodeError> {
+    /// Checks a write. An error means that nothing was or will be appended.
+    fn check(&self, ctx: &RequestContext, request: WriteRequest) -> Result<(Subject, WriteAsk), NodeError> {
+        self.checked(ctx, request).inspect_err(|error| self.count_refusals(error, 1))
+    }
+
+    fn checked(&self, ctx: &RequestContext, request: WriteRequest) -> Result<(Subject, WriteAsk), NodeError> {
+        let keyspace = self.keyspace(&request.keyspace)?.id;
         self.shared.check_serving()?;
         if !request.request_id.is_empty() {
             return Err(NodeError::Unimplemented { what: "request_id" });
@@ -320,57 +314,86 @@ impl Node {
         };
         let context =
             context.map(|(field, token)| self.decode_token(field, keyspace, &request.key, &token)).transpose()?;
+        let incremented = match &request.mutation {
+            Mutation::Increment { field, .. } => Some(FieldKey::counter(field.as_str())),
+            _ => None,
+        };
         let shard = self.shared.shard_of(keyspace, &request.key);
+        let subject = Subject { keyspace, shard, key: request.key.clone(), incremented };
+        let WriteRequest { key, mutation, .. } = request;
+        Ok((subject, WriteAsk { keyspace, key, mutation, precondition, context, deadline: ctx.deadline }))
+    }
+
+    /// Puts writes of one shard into its queue; says how many, from the first on, there was room for.
+    fn queue(
+        &self,
+        shard: ShardId,
+        asks: Vec<WriteAsk>,
+    ) -> Result<(usize, shard_queue::Answered<WriteOutcomes>), NodeError> {
+        let asked = asks.len();
         let Some(queue) = self.shared.queue(shard) else {
             return Err(NodeError::Stopped { reason: "it has no shards".to_owned() });
         };
-        queue.offer(Box::new(WriteAsk {
-            keyspace,
-            key: request.key,
-            mutation: request.mutation,
-            precondition,
-            context,
-            deadline: ctx.deadline,
-        }))
+        let offered = queue.offer(asks);
+        match &offered {
+            Ok((taken, _)) => self.count_refusals(&shard_queue::overloaded(), asked - taken),
+            Err(error) => self.count_refusals(error, asked),
+        }
+        offered
     }
 
-    fn count_refusal(&self, error: &NodeError) {
+    fn count_refusals(&self, error: &NodeError, count: usize) {
         if matches!(error, NodeError::Overloaded { .. } | NodeError::DeadlineExpired | NodeError::ClockAhead { .. }) {
-            self.shared.counters.refused.add(1);
+            self.shared.counters.refused.add(count as u64);
         }
     }
 
-    fn reply(
-        &self,
-        keyspace: KeyspaceId,
-        key: &Bytes,
-        incremented: Option<&FieldKey>,
-        written: Written,
-    ) -> Result<WriteReply, NodeError> {
+    fn reply(&self, subject: &Subject, written: Written, versions: Versions) -> Result<WriteReply, NodeError> {
         let Written { record, tree, refused } = written;
-        let version = self.version(&record, &tree, keyspace, key);
+        let version = || self.version(&record, &tree, subject.keyspace, &subject.key);
         if let Some(error) = refused {
-            return Err(refusal(error, version));
+            return Err(refusal(error, version()));
         }
-        let lineage = tree.shard(self.shared.shard_of(keyspace, key));
         Ok(WriteReply {
-            version,
-            home: record.home(lineage),
+            version: if versions == Versions::Shown { version() } else { Bytes::new() },
+            home: record.home(tree.shard(subject.shard)),
             home_epoch: Epoch::default(),
             served_by: self.shared.me().clone(),
             replayed: false,
-            value: incremented.and_then(|field| record.counter(field)).map(isle_model::Counter::value),
+            value: subject.incremented.as_ref().and_then(|field| record.counter(field)).map(isle_model::Counter::value),
         })
     }
 
-    /// Many writes at once, each with an outcome of its own. Not atomic.
+    /// Many writes at once, each with an outcome of its own. Not atomic. Writes to one key keep their order.
     pub async fn write_batch(
         &self,
         ctx: &RequestContext,
         requests: Vec<WriteRequest>,
+        versions: Versions,
     ) -> Vec<Result<WriteReply, NodeError>> {
-        // Each is queued as the join first polls it, in order: writes to one key keep theirs.
-        futures::future::join_all(requests.into_iter().map(|request| self.write(ctx, request))).await
+        let mut replies: Vec<Option<Result<WriteReply, NodeError>>> = Vec::with_capacity(requests.len());
+        let mut groups: Vec<Group> = self.shared.shards().map(Group::new).collect();
+        for (place, request) in requests.into_iter().enumerate() {
+            match self.check(ctx, request) {
+                Ok((subject, ask)) => {
+                    groups[subject.shard.0 as usize].push(place, subject, ask);
+                    replies.push(None);
+                }
+                Err(error) => replies.push(Some(Err(error))),
+            }
+        }
+        groups.retain(|group| !group.asks.is_empty());
+        // All are queued before the first is waited for: shards work side by side, and one fsync serves them all.
+        let queued: Vec<_> =
+            groups.iter_mut().map(|group| self.queue(group.shard, std::mem::take(&mut group.asks))).collect();
+        for (group, queued) in groups.into_iter().zip(queued) {
+            let outcomes = match queued {
+                Ok((_, answered)) => outcomes_by(ctx.deadline, answered).await,
+                Err(error) => Err(error),
+            };
+            group.settle(outcomes, &mut replies, |subject, written| self.reply(subject, written, versions));
+        }
+        replies.into_iter().map(|reply| reply.expect("every request is in a group or has failed its check")).collect()
     }
 
     pub async fn get(&self, ctx: &RequestContext, request: GetRequest) -> Result<GetReply, NodeError> {
@@ -544,6 +567,62 @@ impl Node {
             tracing::warn!(%error, "the storage did not close cleanly; the next start recovers it from the log");
         }
     }
+}
+
+/// What a write is about, for its reply.
+struct Subject {
+    keyspace: KeyspaceId,
+    shard: ShardId,
+    key: Bytes,
+    incremented: Option<FieldKey>,
+}
+
+/// The writes of a batch that go to one shard.
+struct Group {
+    shard: ShardId,
+    asks: Vec<WriteAsk>,
+    /// Where in the batch each stands.
+    subjects: Vec<(usize, Subject)>,
+}
+
+impl Group {
+    fn new(shard: ShardId) -> Group {
+        Group { shard, asks: Vec::new(), subjects: Vec::new() }
+    }
+
+    fn push(&mut self, place: usize, subject: Subject, ask: WriteAsk) {
+        self.asks.push(ask);
+        self.subjects.push((place, subject));
+    }
+
+    /// Puts what became of each into its place. Those that have no outcome found no room in the queue.
+    fn settle(
+        self,
+        outcomes: Result<WriteOutcomes, NodeError>,
+        replies: &mut [Option<Result<WriteReply, NodeError>>],
+        reply: impl Fn(&Subject, Written) -> Result<WriteReply, NodeError>,
+    ) {
+        let (outcomes, failed) = match outcomes {
+            Ok(outcomes) => (outcomes, shard_queue::overloaded()),
+            Err(error) => (Vec::new(), error),
+        };
+        let mut outcomes = outcomes.into_iter();
+        for (place, subject) in self.subjects {
+            let outcome = outcomes.next().unwrap_or_else(|| Err(failed.clone()));
+            replies[place] = Some(outcome.and_then(|written| reply(&subject, written)));
+        }
+    }
+}
+
+/// Waits for the outcomes of queued writes, no longer than their deadline.
+async fn outcomes_by(
+    deadline: Option<Instant>,
+    answered: shard_queue::Answered<WriteOutcomes>,
+) -> Result<WriteOutcomes, NodeError> {
+    let Some(deadline) = deadline else { return answer_of(answered).await };
+    tokio::time::timeout_at(deadline, answer_of(answered)).await.unwrap_or_else(|_| {
+        Err(NodeError::OutcomeUnknown { reason: "the deadline passed while the commit was awaited".to_owned() })
+    })
 }
 
 impl Tasks {

@@ -16,7 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 
 use crate::NodeError;
 use crate::durability::{Durable, until_durable};
-use crate::shard_queue::{Absorption, Answer, ChunkTaken, Job, Queued, WriteAsk, Written};
+use crate::shard_queue::{Absorption, Answer, ChunkTaken, Job, Queued, WriteAsk, WriteOutcomes, Written};
 use crate::shared::Shared;
 
 /// How often a loop that waits for the overlay looks again.
@@ -43,7 +43,7 @@ struct Completion {
 
 /// An answer, made but not given.
 enum Ready {
-    Write(Answer<Written>, Result<Written, NodeError>),
+    Writes(Answer<WriteOutcomes>, WriteOutcomes),
     Foreign(Answer<Absorption>, Result<Absorption, NodeError>),
     Chunk(Answer<ChunkTaken>, Result<ChunkTaken, NodeError>),
     Done(Answer<()>),
@@ -54,7 +54,7 @@ impl Ready {
     /// Gives the answer. Whoever does not wait for it any more does not need it.
     fn give(self) {
         match self {
-            Ready::Write(answer, result) => drop(answer.send(result)),
+            Ready::Writes(answer, outcomes) => drop(answer.send(Ok(outcomes))),
             Ready::Foreign(answer, result) => drop(answer.send(result)),
             Ready::Chunk(answer, result) => drop(answer.send(result)),
             Ready::Done(answer) => drop(answer.send(Ok(()))),
@@ -65,7 +65,7 @@ impl Ready {
     fn fail(self, error: &NodeError) {
         let error = error.clone();
         match self {
-            Ready::Write(answer, _) => drop(answer.send(Err(error))),
+            Ready::Writes(answer, _) => drop(answer.send(Err(error))),
             Ready::Foreign(answer, _) => drop(answer.send(Err(error))),
             Ready::Chunk(answer, _) => drop(answer.send(Err(error))),
             Ready::Done(answer) => drop(answer.send(Err(error))),
@@ -135,9 +135,7 @@ impl ShardLoop {
         let mut batch = self.writer.begin();
         for Queued { job, permit, .. } in jobs {
             permits.push(permit);
-            if let Some(answer) = plan(&self.shared, &mut batch, job) {
-                answers.push(answer);
-            }
+            answers.push(plan(&self.shared, &mut batch, job));
         }
         // A batch that changes nothing still answers by what this shard's batches in flight have left.
         let end = if batch.is_empty() { Ok(self.last_end) } else { batch.commit().map(|unsynced| unsynced.end) };
@@ -205,7 +203,7 @@ async fn give_answers(mut due: mpsc::UnboundedReceiver<Completion>, mut mark: wa
 fn refuse(job: Job, error: &NodeError) {
     let error = error.clone();
     match job {
-        Job::Write { answer, .. } => drop(answer.send(Err(error))),
+        Job::Writes { answer, .. } => drop(answer.send(Err(error))),
         Job::Foreign { answer, .. } => drop(answer.send(Err(error))),
         Job::Chunk { answer, .. } => drop(answer.send(Err(error))),
         Job::StateDone { answer, .. } => drop(answer.send(Err(error))),
@@ -213,17 +211,13 @@ fn refuse(job: Job, error: &NodeError) {
     }
 }
 
-/// Plans one job into the batch. `None` where nobody waits for it any more.
-fn plan(shared: &Shared, batch: &mut Batch<'_>, job: Job) -> Option<Ready> {
-    Some(match job {
-        Job::Write { ask, answer } => {
-            if ask.deadline.is_some_and(|deadline| deadline <= tokio::time::Instant::now()) {
-                shared.counters.refused.add(1);
-                drop(answer.send(Err(NodeError::DeadlineExpired)));
-                return None;
-            }
-            let written = plan_write(shared, batch, &ask);
-            Ready::Write(answer, written)
+/// Plans one job into the batch.
+fn plan(shared: &Shared, batch: &mut Batch<'_>, job: Job) -> Ready {
+    match job {
+        Job::Writes { asks, answer } => {
+            let now = asks.iter().any(|ask| ask.deadline.is_some()).then(tokio::time::Instant::now);
+            let outcomes = asks.iter().map(|ask| plan_write(shared, batch, ask, now)).collect();
+            Ready::Writes(answer, outcomes)
         }
         Job::Foreign { origin, deltas, answer } => Ready::Foreign(answer, absorb(shared, batch, &origin, deltas)),
         Job::Chunk { from, chunk, pin, answer } => Ready::Chunk(answer, take_chunk(shared, batch, &from, *chunk, pin)),
@@ -238,10 +232,20 @@ fn plan(shared: &Shared, batch: &mut Batch<'_>, job: Job) -> Option<Ready> {
         Job::Forget { keyspace, keys, holders, answer } => {
             Ready::Count(answer, forget(shared, batch, keyspace, keys, &holders))
         }
-    })
+    }
 }
 
-fn plan_write(shared: &Shared, batch: &mut Batch<'_>, ask: &WriteAsk) -> Result<Written, NodeError> {
+/// `now`: asked for once a job; none where nothing in it has a deadline.
+fn plan_write(
+    shared: &Shared,
+    batch: &mut Batch<'_>,
+    ask: &WriteAsk,
+    now: Option<tokio::time::Instant>,
+) -> Result<Written, NodeError> {
+    if ask.deadline.is_some_and(|deadline| now.is_some_and(|now| deadline <= now)) {
+        shared.counters.refused.add(1);
+        return Err(NodeError::DeadlineExpired);
+    }
     let current = batch.newest(ask.keyspace, &ask.key).map_err(read_failed)?;
     let tree = batch.tree();
     let stamp = batch.stamp(shared.tick(), isle_model::Epoch::default());

@@ -20,11 +20,13 @@ use crate::NodeError;
 const RETRY_AFTER: Duration = Duration::from_millis(50);
 
 pub(crate) type Answer<T> = oneshot::Sender<Result<T, NodeError>>;
+pub(crate) type Answered<T> = oneshot::Receiver<Result<T, NodeError>>;
 
 pub(crate) enum Job {
-    Write {
-        ask: Box<WriteAsk>,
-        answer: Answer<Written>,
+    /// Writes that came together are answered together: one wake-up a batch, not a request.
+    Writes {
+        asks: Vec<WriteAsk>,
+        answer: Answer<WriteOutcomes>,
     },
     /// Deltas of one region's streams, in order.
     Foreign {
@@ -76,6 +78,9 @@ pub(crate) struct Written {
     pub(crate) refused: Option<WriteError>,
 }
 
+/// One a write, in their order.
+pub(crate) type WriteOutcomes = Vec<Result<Written, NodeError>>;
+
 /// What became of a batch of another region's deltas, keyspace by keyspace.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Absorption {
@@ -116,16 +121,25 @@ impl ShardQueue {
         (ShardQueue { shard, jobs, clients: share(), replication: share(), bytes_max }, waiting)
     }
 
-    /// Takes a client's write, or refuses it.
-    pub(crate) fn offer(&self, ask: Box<WriteAsk>) -> Result<oneshot::Receiver<Result<Written, NodeError>>, NodeError> {
-        let bytes = ask.bytes();
-        let permits = self.permits(bytes);
-        let Ok(permit) = self.clients.clone().try_acquire_many_owned(permits) else {
-            return Err(NodeError::Overloaded { what: "shard's queue", retry_after: RETRY_AFTER });
+    /// Takes as many of a client's writes, from the first on, as there is room for, and says how many; the rest is refused. An
+    /// error where there is room for none.
+    pub(crate) fn offer(&self, mut asks: Vec<WriteAsk>) -> Result<(usize, Answered<WriteOutcomes>), NodeError> {
+        let room = self.clients.available_permits();
+        let mut bytes = 0;
+        let fits = |ask: &WriteAsk| {
+            // One item larger than the whole queue takes all of it.
+            let needed = if bytes == 0 { self.permits(ask.bytes()) as usize } else { bytes + ask.bytes() };
+            bytes += ask.bytes();
+            needed <= room
         };
+        let taken = asks.iter().map(fits).take_while(|fits| *fits).count();
+        asks.truncate(taken);
+        let bytes = asks.iter().map(WriteAsk::bytes).sum();
+        let permit = self.clients.clone().try_acquire_many_owned(self.permits(bytes));
+        let Some(permit) = permit.ok().filter(|_| taken > 0) else { return Err(overloaded()) };
         let (answer, answered) = oneshot::channel();
-        self.send(Job::Write { ask, answer }, bytes, permit)?;
-        Ok(answered)
+        self.send(Job::Writes { asks, answer }, bytes, permit)?;
+        Ok((taken, answered))
     }
 
     /// Waits for room, then for nothing: the answer comes later.
@@ -133,7 +147,7 @@ impl ShardQueue {
         &self,
         bytes: usize,
         job: impl FnOnce(Answer<T>) -> Job,
-    ) -> Result<oneshot::Receiver<Result<T, NodeError>>, NodeError> {
+    ) -> Result<Answered<T>, NodeError> {
         let permit = self.replication.clone().acquire_many_owned(self.permits(bytes)).await;
         let permit = permit.map_err(|_| stopped())?;
         let (answer, answered) = oneshot::channel();
@@ -152,10 +166,14 @@ impl ShardQueue {
 }
 
 /// Waits for the answer of a submitted job. A job that vanished may have been carried out.
-pub(crate) async fn answer_of<T>(answered: oneshot::Receiver<Result<T, NodeError>>) -> Result<T, NodeError> {
+pub(crate) async fn answer_of<T>(answered: Answered<T>) -> Result<T, NodeError> {
     answered.await.unwrap_or_else(|_| {
         Err(NodeError::OutcomeUnknown { reason: "the node stopped before the commit was durable".to_owned() })
     })
+}
+
+pub(crate) fn overloaded() -> NodeError {
+    NodeError::Overloaded { what: "shard's queue", retry_after: RETRY_AFTER }
 }
 
 fn stopped() -> NodeError {

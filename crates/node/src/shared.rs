@@ -213,6 +213,10 @@ impl Shared {
         ShardId::of(keyspace, key, self.config.shards)
     }
 
+    pub(crate) fn shards(&self) -> impl Iterator<Item = ShardId> {
+        (0..self.queues.len() as u32).map(ShardId)
+    }
+
     pub(crate) fn queue(&self, shard: ShardId) -> Option<&ShardQueue> {
         self.queues.get(shard.0 as usize)
     }

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cluster::{Cluster, delete, increment, put, put_of, until, write_request};
-use isle_node::{Consistency, NodeError, NodeState, PreconditionAsked, RequestContext, ScanRequest, WriteRequest};
+use isle_node::{
+    Consistency, NodeError, NodeState, PreconditionAsked, RequestContext, ScanRequest, Versions, WriteRequest,
+};
 use tokio::time::Instant;
 
 fn ctx() -> RequestContext {
@@ -92,7 +94,7 @@ async fn a_full_queue_refuses_before_anything_is_appended() {
     let appended = node.store().appended();
     let value = "v".repeat(10_000);
     let requests = (0..100).map(|n| write_request(&format!("key-{n}"), put_of(&value))).collect();
-    let replies = node.write_batch(&ctx(), requests).await;
+    let replies = node.write_batch(&ctx(), requests, Versions::Shown).await;
     let refused = replies.iter().filter(|r| matches!(r, Err(NodeError::Overloaded { .. }))).count();
     let taken = replies.iter().filter(|r| r.is_ok()).count();
     assert!(refused > 0 && taken > 0 && refused + taken == 100, "{refused} refused, {taken} taken");
