@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::hash::Hasher;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use xxhash_rust::xxh3::Xxh3;
 
@@ -17,7 +17,9 @@ pub struct FieldName(Arc<str>);
 
 impl FieldName {
     pub fn new(name: &str) -> Self {
-        FieldName(Arc::from(name))
+        // Every plain value and every home has it: it is made once.
+        static UNNAMED: LazyLock<Arc<str>> = LazyLock::new(|| Arc::from(""));
+        if name.is_empty() { FieldName(UNNAMED.clone()) } else { FieldName(Arc::from(name)) }
     }
 
     pub fn unnamed() -> Self {

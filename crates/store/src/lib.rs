@@ -21,6 +21,7 @@ pub mod disk;
 pub mod doctor;
 mod entry;
 pub mod group_commit;
+mod key_filter;
 pub mod log;
 mod maintain;
 mod memory;

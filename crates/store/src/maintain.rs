@@ -313,6 +313,7 @@ impl Store {
         let last = ViewKey::last(RECORDS);
         let in_view = self.memory.view.range(&start, &last).take(STEP_ITEMS);
         let mut rows = in_view.collect::<Result<BTreeMap<ViewKey, Item>, ViewError>>()?;
+        rows.keys().for_each(|key| self.memory.view.note_known(key));
         let mut upto = rows.keys().next_back().filter(|_| rows.len() == STEP_ITEMS).cloned();
         for shard in &shards {
             // Of the overlay, too, only so much at a time: it may hold many times what the view does.
@@ -332,6 +333,9 @@ impl Store {
                 let shard = self.memory.shard_of(key.keyspace(), &key.user_key());
                 shards[shard.0 as usize].tallies.entry(key.keyspace()).or_default().add(tally);
             }
+        }
+        if upto.is_none() {
+            self.memory.view.all_known();
         }
         let census = upto.map_or(Census::Done, |key| Census::Upto(Some(key)));
         shards.iter_mut().for_each(|shard| shard.census = census.clone());

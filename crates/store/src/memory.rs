@@ -288,6 +288,8 @@ pub(crate) struct Workspace {
     /// `true` opens a loser's entry, `false` closes it; in order.
     losers: Vec<(Dot, FieldKey, bool)>,
     pub(crate) seq: Seq,
+    /// A write is planned on its record and then applied to it: the second time it is not looked up again.
+    last_read: Option<(ViewKey, Arc<Record>)>,
 }
 
 impl Workspace {
@@ -301,6 +303,7 @@ impl Workspace {
             transfers: BTreeMap::new(),
             losers: Vec::new(),
             seq: memory.shard(shard).read().seq,
+            last_read: None,
         }
     }
 
@@ -328,11 +331,24 @@ impl Workspace {
         self.transfers(memory, keyspace).settle(&streams, lineage);
     }
 
-    pub(crate) fn record(&self, memory: &Memory, keyspace: KeyspaceId, key: &[u8]) -> Result<Arc<Record>, ReadError> {
-        match self.newest(memory, &ViewKey::record(keyspace, self.shard, key))? {
-            Some(Item::Record(record)) => Ok(record),
-            _ => Ok(Arc::default()),
+    pub(crate) fn record(
+        &mut self,
+        memory: &Memory,
+        keyspace: KeyspaceId,
+        key: &[u8],
+    ) -> Result<Arc<Record>, ReadError> {
+        if let Some((last, record)) = &self.last_read
+            && last.is_record_of(keyspace, key)
+        {
+            return Ok(record.clone());
         }
+        let view_key = ViewKey::record(keyspace, self.shard, key);
+        let record = match self.newest(memory, &view_key)? {
+            Some(Item::Record(record)) => record,
+            _ => Arc::default(),
+        };
+        self.last_read = Some((view_key, record.clone()));
+        Ok(record)
     }
 
     fn newest(&self, memory: &Memory, key: &ViewKey) -> Result<Option<Item>, ReadError> {
@@ -349,6 +365,9 @@ impl Workspace {
     }
 
     fn change(&mut self, key: ViewKey, item: Item) {
+        if self.last_read.as_ref().is_some_and(|(last, _)| *last == key) {
+            self.last_read = None;
+        }
         match self.at.get(&key) {
             Some(at) => self.changes[*at].1 = item,
             None => {

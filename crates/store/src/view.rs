@@ -22,6 +22,7 @@ use bytes::Bytes;
 use isle_model::{LedgerEntry, Record};
 
 use crate::codec::{self, DecodeError};
+use crate::key_filter::KeyFilter;
 use crate::overlay::Item;
 use crate::view_key::{LEDGER, RECORDS, ViewKey};
 
@@ -71,6 +72,8 @@ pub(crate) struct View {
     /// The number that the last flush was sealed by.
     seal: AtomicU64,
     faults: Arc<Faults>,
+    /// Of the records' keys.
+    filter: KeyFilter,
 }
 
 struct Trees {
@@ -132,9 +135,13 @@ impl View {
             ViewPlace::Temporary => None,
         };
         let trees = catch(|| Trees::open(directory.as_deref(), cache_bytes))?;
-        let view = View { trees: Some(trees), directory, seal: AtomicU64::new(0), faults: Arc::default() };
+        let (faults, filter) = (Arc::default(), KeyFilter::default());
+        let view = View { trees: Some(trees), directory, seal: AtomicU64::new(0), faults, filter };
         let seal = view.faults.watch(|| view.trees().seal())?;
         view.seal.store(seal, Ordering::Release);
+        if view.faults.watch(|| Ok(view.trees().records.iter().next().transpose()?.is_none()))? {
+            view.filter.complete();
+        }
         Ok(view)
     }
 
@@ -163,6 +170,9 @@ impl View {
     }
 
     pub(crate) fn record(&self, key: &ViewKey) -> Result<Option<Arc<Record>>, ViewError> {
+        if self.filter.denies(key.in_tree()) {
+            return Ok(None);
+        }
         self.faults.watch(|| {
             let found = self.trees().records.get(key.in_tree())?;
             found
@@ -236,7 +246,22 @@ impl View {
     }
 
     pub(crate) fn put(&self, key: &ViewKey, item: &Item) -> Result<(), ViewError> {
-        self.faults.watch(|| self.trees().put(key.in_tree(), item))
+        // What was never here is no tombstone to be taken out.
+        let is_new = self.filter.denies(key.in_tree());
+        if key.tree() == RECORDS {
+            self.filter.note(key.in_tree());
+        }
+        self.faults.watch(|| self.trees().put(key.in_tree(), item, is_new))
+    }
+
+    /// Of a record that was here at the start.
+    pub(crate) fn note_known(&self, key: &ViewKey) {
+        self.filter.note(key.in_tree());
+    }
+
+    /// Every record that was here at the start has been noted.
+    pub(crate) fn all_known(&self) {
+        self.filter.complete();
     }
 
     #[cfg(any(test, feature = "faults"))]
@@ -310,14 +335,15 @@ impl Trees {
         Ok(())
     }
 
-    fn put(&self, key: &[u8], item: &Item) -> Result<(), ViewError> {
+    fn put(&self, key: &[u8], item: &Item, is_new: bool) -> Result<(), ViewError> {
         match item {
             Item::Record(record) => {
                 self.records.insert(key, pack(RECORDS, key, &codec::encode_record(record)))?;
                 match record.is_live() {
-                    true => self.tombstones.remove(key)?,
-                    false => self.tombstones.insert(key, &[])?,
-                };
+                    true if is_new => {}
+                    true => _ = self.tombstones.remove(key)?,
+                    false => _ = self.tombstones.insert(key, &[])?,
+                }
             }
             Item::Ledger(entry) => {
                 self.ledger.insert(key, pack(LEDGER, key, &codec::encode_ledger_entry(entry)))?;

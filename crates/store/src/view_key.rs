@@ -93,6 +93,11 @@ impl ViewKey {
         KeyspaceId(u64::from_be_bytes(bytes))
     }
 
+    /// Whether it is the key of this record, within its shard.
+    pub(crate) fn is_record_of(&self, keyspace: KeyspaceId, key: &[u8]) -> bool {
+        self.tree() == RECORDS && self.0[1 + PREFIX..] == *key && self.keyspace() == keyspace
+    }
+
     /// The user's key of a record.
     pub(crate) fn user_key(&self) -> Bytes {
         debug_assert_eq!(self.tree(), RECORDS);
