@@ -8,6 +8,7 @@ use anyhow::Context;
 use clap::{Args, Subcommand, ValueEnum};
 use isle_load::BenchError;
 use isle_load::bench::{self, Workload};
+use isle_load::chart;
 use isle_load::deployment::{AttachIsle, FLOOR_FILE_BYTES, StartFloor, StartIsle, Starter};
 use isle_load::floor;
 use isle_load::machine::Machine;
@@ -84,6 +85,9 @@ impl Bench {
         if !global.is_json() {
             report::table(&outcomes).iter().try_for_each(|line| output::line(line))?;
         }
+        if let Some(directory) = &workload.load().plot {
+            chart::plot(directory, &workload.title(), &outcomes)?;
+        }
         Ok(())
     }
 
@@ -131,11 +135,8 @@ fn settings(workload: &Workload, starters: &[Box<dyn Starter>], global: &Global)
         let line = json!({ "settings": settings, "targets": targets, "machine": machine, "version": version });
         return Ok(output::line(&line.to_string())?);
     }
-    output::line(&format!("isle {version} on {}", machine.line()))?;
-    for line in report::settings(&settings) {
-        output::line(&line)?;
-    }
-    Ok(output::line("")?)
+    report::heading("isle", version, &machine, &settings).iter().try_for_each(|line| output::line(line))?;
+    Ok(())
 }
 
 async fn stopped(mut stop: watch::Receiver<bool>) {

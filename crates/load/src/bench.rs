@@ -9,31 +9,73 @@ use crate::deployment::{Deployment, Starter};
 use crate::options::LoadOptions;
 use crate::workload::Outcome;
 use crate::workload::burst::BurstOptions;
+use crate::workload::conflict::ConflictOptions;
+use crate::workload::lag::LagOptions;
+use crate::workload::recovery::RecoveryOptions;
+use crate::workload::ycsb::YcsbOptions;
 
 #[derive(Subcommand, Clone, Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Workload {
     /// Writes of fresh keys, as fast as the target takes them
     Burst(BurstOptions),
+    /// The YCSB core mixes of reads and writes
+    Ycsb(YcsbOptions),
+    /// The same keys written in several regions at once
+    Conflict(ConflictOptions),
+    /// A write here until it is seen there
+    Lag(LagOptions),
+    /// How long a region is away after a stop, a kill and an outage
+    Recovery(RecoveryOptions),
 }
 
 impl Workload {
     pub fn check(&self) -> Result<(), BenchError> {
         match self {
             Workload::Burst(options) => options.check(),
+            Workload::Ycsb(options) => options.check(),
+            Workload::Conflict(options) => options.check(),
+            Workload::Lag(options) => options.check(),
+            Workload::Recovery(options) => options.check(),
         }
     }
 
     pub fn load(&self) -> &LoadOptions {
         match self {
             Workload::Burst(options) => &options.load,
+            Workload::Ycsb(options) => &options.load,
+            Workload::Conflict(options) => &options.load,
+            Workload::Lag(options) => &options.load,
+            Workload::Recovery(options) => &options.load,
+        }
+    }
+
+    pub fn load_mut(&mut self) -> &mut LoadOptions {
+        match self {
+            Workload::Burst(options) => &mut options.load,
+            Workload::Ycsb(options) => &mut options.load,
+            Workload::Conflict(options) => &mut options.load,
+            Workload::Lag(options) => &mut options.load,
+            Workload::Recovery(options) => &mut options.load,
+        }
+    }
+
+    /// What charts are called.
+    pub fn title(&self) -> String {
+        match self {
+            Workload::Burst(options) => format!("burst {}", options.mode.name()),
+            Workload::Ycsb(options) => format!("ycsb {:?}", options.core),
+            Workload::Conflict(_) => "conflict".to_owned(),
+            Workload::Lag(options) => format!("lag {}", options.variant()),
+            Workload::Recovery(_) => "recovery".to_owned(),
         }
     }
 
     /// What it needs, where nothing else is asked for.
     pub fn regions(&self) -> usize {
         let usual = match self {
-            Workload::Burst(_) => 1,
+            Workload::Burst(_) | Workload::Ycsb(_) | Workload::Recovery(_) => 1,
+            Workload::Conflict(_) | Workload::Lag(_) => 2,
         };
         self.load().regions.unwrap_or(usual)
     }
@@ -41,6 +83,10 @@ impl Workload {
     async fn run(&self, deployment: &mut Deployment, round: u32, bar: &ProgressBar) -> Result<Outcome, BenchError> {
         match self {
             Workload::Burst(options) => options.run(deployment, round, bar).await,
+            Workload::Ycsb(options) => options.run(deployment, round, bar).await,
+            Workload::Conflict(options) => options.run(deployment, round, bar).await,
+            Workload::Lag(options) => options.run(deployment, round, bar).await,
+            Workload::Recovery(options) => options.run(deployment, round, bar).await,
         }
     }
 }
@@ -56,17 +102,22 @@ pub async fn run(
     let mut outcomes = Vec::new();
     for round in 1..=workload.load().repeats {
         for starter in starters {
-            let mut deployment = starter.start(workload.regions()).await?;
-            let bar = progress(starter.name(), round);
-            let outcome = workload.run(&mut deployment, round, &bar).await;
-            bar.finish_and_clear();
-            deployment.stop().await?;
-            let outcome = outcome?;
+            let outcome = once(workload, starter.as_ref(), round).await?;
             report(&outcome);
             outcomes.push(outcome);
         }
     }
     Ok(outcomes)
+}
+
+/// One round at one target, from its start to its end.
+pub async fn once(workload: &Workload, starter: &dyn Starter, round: u32) -> Result<Outcome, BenchError> {
+    let mut deployment = starter.start(workload.regions()).await?;
+    let bar = progress(starter.name(), round);
+    let outcome = workload.run(&mut deployment, round, &bar).await;
+    bar.finish_and_clear();
+    deployment.stop().await?;
+    outcome
 }
 
 /// Draws on a terminal only; elsewhere it is silent.

@@ -73,6 +73,11 @@ impl Region {
     pub fn disk_bytes(&self) -> Option<u64> {
         self.data_dir.as_deref().map(allocated_bytes)
     }
+
+    /// The part of that which is isle's commit log; of other stores nothing.
+    pub fn log_directory_bytes(&self) -> u64 {
+        self.data_dir.as_deref().map_or(0, |path| allocated_bytes(&path.join("log")))
+    }
 }
 
 impl Deployment {

@@ -7,13 +7,14 @@
 //! process ─ deployment                   servers of its own, and what they cost
 //! pace ─ drive ─ recorder ─ latency      operations in, figures out
 //! workload ─ bench                       what is done, in rounds
-//! options ─ report ─ machine             what is asked for, and how it is shown
+//! options ─ report, chart ─ machine      what is asked for, and how it is shown
 //! ```
 //! The law it keeps: every target gets the same keys, values and order from the same code under the same clock, and a figure is
 //! printed with the settings that it was measured under.
 
 pub mod bench;
-mod channel;
+pub mod channel;
+pub mod chart;
 pub mod chooser;
 pub mod deployment;
 pub mod drive;
@@ -45,6 +46,8 @@ pub enum BenchError {
     Process(#[from] process::ProcessError),
     #[error("{}: {source}", path.display())]
     File { path: PathBuf, source: std::io::Error },
+    #[error("the chart {}: {fact}", path.display())]
+    Chart { path: PathBuf, fact: String },
     #[error("waited {seconds} s for {what}")]
     TooLong { what: &'static str, seconds: u64 },
     #[error(transparent)]

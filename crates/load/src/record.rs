@@ -128,8 +128,8 @@ fn write_order(value: &mut [u8], number: u64, random: &mut Random) {
         random.below(24),
         random.below(60),
         random.below(60),
-        random.next(),
-        random.next(),
+        random.word(),
+        random.word(),
     );
     const NOTE: &str = "leave with the neighbour if nobody is at home, ring twice, beware of the dog ";
     let end = "\"}";

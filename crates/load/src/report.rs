@@ -3,6 +3,7 @@
 use serde_json::Value as Json;
 
 use crate::latency::SHOWN;
+use crate::machine::Machine;
 use crate::workload::Outcome;
 
 const SETTINGS_A_LINE: usize = 8;
@@ -22,8 +23,16 @@ pub fn columns(rows: &[Vec<String>]) -> Vec<String> {
     rows.iter().map(line).collect()
 }
 
+/// What the figures below were measured with: no figure means anything without it.
+pub fn heading(program: &str, version: &str, machine: &Machine, settings: &Json) -> Vec<String> {
+    let mut lines = vec![format!("{program} {version} on {}", machine.line())];
+    lines.extend(self::settings(settings));
+    lines.push(String::new());
+    lines
+}
+
 /// `name value` for each setting, over as few lines as read well.
-pub fn settings(settings: &Json) -> Vec<String> {
+fn settings(settings: &Json) -> Vec<String> {
     let mut texts = Vec::new();
     collect_settings(settings, &mut texts);
     texts.chunks(SETTINGS_A_LINE).map(|some| some.join(", ")).collect()
@@ -53,7 +62,7 @@ pub fn table(outcomes: &[Outcome]) -> Vec<String> {
     let mut lines = columns(&rows);
     lines.push(String::new());
     for outcome in medians(outcomes) {
-        lines.push(format!("{}: {}", outcome.target, outcome.durability));
+        lines.push(format!("{}: {}", outcome.label, outcome.durability));
         lines.extend(remarks(outcome));
     }
     lines
@@ -68,7 +77,7 @@ fn head() -> Vec<String> {
 fn row(outcome: &Outcome) -> Vec<String> {
     let latency = outcome.measured.overall();
     let figure = |name: &str| outcome.figures.get(name);
-    let mut cells = vec![outcome.target.to_owned(), format!("{} {}", outcome.workload, outcome.variant)];
+    let mut cells = vec![outcome.label.clone(), format!("{} {}", outcome.workload, outcome.variant)];
     cells.push(grouped(outcome.per_second));
     cells.extend(SHOWN.map(|(_, quantile)| ms(latency.at(quantile))));
     cells.push(ms(latency.max()));
@@ -84,38 +93,42 @@ fn remarks(outcome: &Outcome) -> Vec<String> {
     const IN_COLUMNS: [&str; 2] = ["server_cpu_seconds_per_million", "server_peak_rss_bytes"];
     let mut lines = Vec::new();
     for (name, value) in outcome.figures.iter().filter(|(name, _)| !IN_COLUMNS.contains(name)) {
-        lines.push(format!("{}: {} {value:.3}", outcome.target, name.replace('_', " ")));
+        lines.push(format!("{}: {} {value:.3}", outcome.label, name.replace('_', " ")));
     }
     if outcome.measured.latency.len() > 1 {
         for (kind, latency) in &outcome.measured.latency {
             let shown =
                 SHOWN.map(|(name, quantile)| format!("{} {}", name.replace('_', "."), ms(latency.at(quantile))));
-            lines.push(format!("{}: {kind:?} {} calls, ms {}", outcome.target, latency.count(), shown.join(", ")));
+            lines.push(format!("{}: {kind:?} {} calls, ms {}", outcome.label, latency.count(), shown.join(", ")));
         }
     }
     if outcome.measured.missing > 0 {
-        lines.push(format!("{}: {} reads found nothing", outcome.target, outcome.measured.missing));
+        lines.push(format!("{}: {} reads found nothing", outcome.label, outcome.measured.missing));
     }
     if let Some(reason) = &outcome.measured.reason {
-        lines.push(format!("{}: first refusal: {reason}", outcome.target));
+        lines.push(format!("{}: first refusal: {reason}", outcome.label));
     }
     lines
 }
 
-/// Of each target's rounds the one with the median throughput.
-pub fn medians(outcomes: &[Outcome]) -> Vec<&Outcome> {
-    let mut targets: Vec<&str> = Vec::new();
-    outcomes.iter().for_each(|outcome| {
-        if !targets.contains(&outcome.target) {
-            targets.push(outcome.target);
+/// In the order in which they came.
+pub fn labels(outcomes: &[Outcome]) -> Vec<&str> {
+    outcomes.iter().fold(Vec::new(), |mut labels, outcome| {
+        if !labels.contains(&outcome.label.as_str()) {
+            labels.push(&outcome.label);
         }
-    });
-    let median = |target: &&str| {
-        let mut rounds: Vec<&Outcome> = outcomes.iter().filter(|outcome| outcome.target == *target).collect();
+        labels
+    })
+}
+
+/// Of each label's rounds the one with the median throughput.
+pub fn medians(outcomes: &[Outcome]) -> Vec<&Outcome> {
+    let median = |label: &&str| {
+        let mut rounds: Vec<&Outcome> = outcomes.iter().filter(|outcome| outcome.label == *label).collect();
         rounds.sort_by(|a, b| a.per_second.total_cmp(&b.per_second));
         rounds[(rounds.len() - 1) / 2]
     };
-    targets.iter().map(median).collect()
+    labels(outcomes).iter().map(median).collect()
 }
 
 /// `1,234,567`.

@@ -47,6 +47,9 @@ pub struct Vitals {
     /// Equal in two regions exactly when they hold the same.
     pub digest: Option<String>,
     pub conflicts: u64,
+    /// On disk.
+    pub view_bytes: u64,
+    pub log_bytes: u64,
     pub peers: Vec<PeerVitals>,
 }
 
@@ -98,6 +101,16 @@ pub trait Lane: Send {
     /// As many entries from a key on, in key order; says how many there were.
     async fn scan(&mut self, _start: &Bytes, _entries: usize) -> Result<usize, Fault> {
         Err(self.has_no("ordered scan"))
+    }
+
+    /// Only if the store, where it is asked, has nothing there yet. Says whether it was done.
+    async fn put_if_absent(&mut self, _record: &Record) -> Result<bool, Fault> {
+        Err(self.has_no("conditional put"))
+    }
+
+    /// Every live value of a key, the one that readers are shown first.
+    async fn get_all(&mut self, key: &Bytes) -> Result<Vec<Bytes>, Fault> {
+        Ok(self.get(key).await?.into_iter().collect())
     }
 
     /// One call that carries many writes.

@@ -1,6 +1,11 @@
 //! What is done to a store, and what is looked at. One file a workload: its flags, the load, the figures.
 
 pub mod burst;
+pub mod conflict;
+mod fill;
+pub mod lag;
+pub mod recovery;
+pub mod ycsb;
 
 use std::collections::BTreeMap;
 
@@ -18,6 +23,8 @@ pub struct Outcome {
     /// The mode of a burst, the core of YCSB.
     pub variant: String,
     pub target: &'static str,
+    /// What tables and charts call it: the target, and more where one target is in them twice.
+    pub label: String,
     pub durability: &'static str,
     pub round: u32,
     pub regions: usize,
@@ -35,6 +42,7 @@ impl Outcome {
             workload,
             variant: variant.into(),
             target: target.name(),
+            label: target.name().to_owned(),
             durability: target.durability(),
             round,
             regions: deployment.regions.len(),

@@ -7,14 +7,15 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use isle_proto::v1::cluster_client::ClusterClient;
 use isle_proto::v1::kv_client::KvClient;
+use isle_proto::v1::put_request::Precondition;
 use isle_proto::v1::value::Kind;
 use isle_proto::v1::write_operation::Operation;
 use isle_proto::v1::write_result::Outcome;
 use isle_proto::v1::{self, PeerState, RegionState};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
 use tonic::transport::Channel;
+use tonic::{Code, Streaming};
 
 use super::{Answer, Answers, Fault, Lane, PeerVitals, Sender, Target, Vitals};
 use crate::channel::{Spread, refused};
@@ -90,6 +91,8 @@ impl Target for IsleTarget {
             records: status.records,
             digest: status.digest,
             conflicts: status.conflicts,
+            view_bytes: status.view_bytes,
+            log_bytes: status.log_bytes,
             peers: status.peers.into_iter().map(peer).collect(),
         })
     }
@@ -98,6 +101,13 @@ impl Target for IsleTarget {
 fn put_request(record: Record) -> v1::PutRequest {
     let value = v1::Value { kind: Some(Kind::BytesValue(record.value)) };
     v1::PutRequest { key: record.key, value: Some(value), ..v1::PutRequest::default() }
+}
+
+fn bytes_of(value: v1::Value) -> Option<Bytes> {
+    match value.kind {
+        Some(Kind::BytesValue(bytes)) => Some(bytes),
+        _ => None,
+    }
 }
 
 fn operations(records: Vec<Record>) -> Vec<v1::WriteOperation> {
@@ -136,11 +146,26 @@ impl Lane for IsleLane {
     async fn get(&mut self, key: &Bytes) -> Result<Option<Bytes>, Fault> {
         let request = v1::GetRequest { keyspace: self.keyspace.clone(), key: key.clone(), ..v1::GetRequest::default() };
         let reply = self.client.get(request).await.map_err(|status| refused(&status))?.into_inner();
-        let value = reply.entry.and_then(|entry| entry.record).and_then(|record| record.value);
-        Ok(value.and_then(|value| match value.kind {
-            Some(Kind::BytesValue(bytes)) => Some(bytes),
-            _ => None,
-        }))
+        Ok(reply.entry.and_then(|entry| entry.record).and_then(|record| record.value).and_then(bytes_of))
+    }
+
+    async fn put_if_absent(&mut self, record: &Record) -> Result<bool, Fault> {
+        let precondition = Some(Precondition::IfAbsent(true));
+        let request = v1::PutRequest { keyspace: self.keyspace.clone(), precondition, ..put_request(record.clone()) };
+        match self.client.put(request).await {
+            Ok(_) => Ok(true),
+            Err(status) if status.code() == Code::AlreadyExists => Ok(false),
+            Err(status) => Err(refused(&status)),
+        }
+    }
+
+    async fn get_all(&mut self, key: &Bytes) -> Result<Vec<Bytes>, Fault> {
+        let keyspace = self.keyspace.clone();
+        let request = v1::GetRequest { keyspace, key: key.clone(), siblings: true, ..v1::GetRequest::default() };
+        let reply = self.client.get(request).await.map_err(|status| refused(&status))?.into_inner();
+        // Sorted by field, the shown one first; the load writes one field alone.
+        let siblings = reply.entry.map(|entry| entry.siblings).unwrap_or_default();
+        Ok(siblings.into_iter().filter_map(|sibling| bytes_of(sibling.value?)).collect())
     }
 
     async fn scan(&mut self, start: &Bytes, entries: usize) -> Result<usize, Fault> {

@@ -133,12 +133,12 @@ impl BurstOptions {
 }
 
 /// Writes of fresh keys, in the calls that a mode makes of them.
-struct Batches {
-    records: Records,
-    next: u64,
-    end: u64,
-    mode: Mode,
-    batch: usize,
+pub struct Batches {
+    pub records: Records,
+    pub next: u64,
+    pub end: u64,
+    pub mode: Mode,
+    pub batch: usize,
 }
 
 impl Iterator for Batches {
