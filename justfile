@@ -33,6 +33,10 @@ fuzz target seconds="60":
 torture *args="--seconds 900":
     cargo test --release --test torture -- {{args}}
 
+# isle beside etcd, Redis, KeyDB and the floor, in alternating rounds: `just bench-peers --quick`. benches/README.md says how to read it.
+bench-peers *args:
+    benches/peers {{args}}
+
 # Formats everything.
 fmt:
     cargo fmt --all

@@ -86,7 +86,7 @@ fn latency(path: &Path, title: &str, outcomes: &[Outcome]) -> Drawn {
         let series = chart.draw_series(LineSeries::new(points, colour.stroke_width(2)))?;
         series.label(*name).legend(move |(x, y)| PathElement::new([(x, y), (x + 24, y)], colour.stroke_width(3)));
     }
-    legend(&mut chart, SeriesLabelPosition::UpperLeft)?;
+    legend(&mut chart, SeriesLabelPosition::LowerRight)?;
     Ok(root.present()?)
 }
 
