@@ -37,6 +37,10 @@ torture *args="--seconds 900":
 bench-peers *args:
     benches/peers {{args}}
 
+# Microbenchmarks of merge, codec, log, store and node: `just bench-micro merge`.
+bench-micro *args:
+    cargo bench -p isle-bench -- {{args}}
+
 # Formats everything.
 fmt:
     cargo fmt --all
