@@ -13,6 +13,7 @@ use isle_load::record::Record;
 use isle_load::target::{Answer, Fault, Lane, Target};
 use tonic::transport::Channel;
 
+use crate::stores::UNKNOWN_DURABILITY;
 use wire::kv_client::KvClient;
 use wire::request_op::Request;
 use wire::{PutRequest, RangeRequest, RequestOp, TxnRequest};
@@ -23,6 +24,7 @@ mod wire {
 }
 
 const NAME: &str = "etcd";
+const DURABILITY: &str = "write-ahead log, fdatasync before the answer (its defaults); reads serializable";
 /// Its `--max-txn-ops`, by default.
 const TRANSACTION_MAX: usize = 128;
 /// What it takes as "to the last key".
@@ -30,11 +32,13 @@ const TO_THE_END: Bytes = Bytes::from_static(&[0]);
 
 pub struct EtcdTarget {
     endpoint: String,
+    durability: &'static str,
 }
 
 impl EtcdTarget {
-    pub fn new(endpoint: String) -> EtcdTarget {
-        EtcdTarget { endpoint }
+    /// Of which nobody here knows how it was started.
+    pub fn attached(endpoint: String) -> EtcdTarget {
+        EtcdTarget { endpoint, durability: UNKNOWN_DURABILITY }
     }
 }
 
@@ -47,7 +51,7 @@ impl Target for EtcdTarget {
     }
 
     fn durability(&self) -> &'static str {
-        "write-ahead log, fdatasync before the answer (its defaults); reads serializable"
+        self.durability
     }
 
     async fn ready(&self) -> Result<(), Fault> {
@@ -132,7 +136,7 @@ impl Starter for StartEtcd {
             .args(["--name", "bench", "--listen-client-urls", &client, "--advertise-client-urls", &client])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
             .args(["--initial-cluster", &format!("bench={peer}")]);
-        let target = Arc::new(EtcdTarget::new(client));
+        let target = Arc::new(EtcdTarget { endpoint: client, durability: DURABILITY });
         let region = Region { name: NAME.to_owned(), target, process: Some(recipe.start()?), data_dir: Some(data_dir) };
         let mut deployment = Deployment::new(vec![region], Some(directory));
         deployment.until_ready().await?;

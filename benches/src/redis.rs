@@ -14,6 +14,7 @@ use isle_load::record::Record;
 use isle_load::target::{Answer, Fault, Lane, Target};
 
 use crate::resp::{Connection, Reply};
+use crate::stores::UNKNOWN_DURABILITY;
 
 /// Which of the two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +31,7 @@ impl Flavour {
         }
     }
 
+    /// As it is started here.
     fn durability(self) -> &'static str {
         match self {
             Flavour::Redis => "append-only file, appendfsync always: fdatasync before the answer",
@@ -41,11 +43,17 @@ impl Flavour {
 pub struct RedisTarget {
     address: String,
     flavour: Flavour,
+    durability: &'static str,
 }
 
 impl RedisTarget {
-    pub fn new(address: String, flavour: Flavour) -> RedisTarget {
-        RedisTarget { address, flavour }
+    /// Of which nobody here knows how it was started.
+    pub fn attached(address: String, flavour: Flavour) -> RedisTarget {
+        RedisTarget { address, flavour, durability: UNKNOWN_DURABILITY }
+    }
+
+    fn started(address: String, flavour: Flavour) -> RedisTarget {
+        RedisTarget { address, flavour, durability: flavour.durability() }
     }
 }
 
@@ -61,7 +69,7 @@ impl Target for RedisTarget {
     }
 
     fn durability(&self) -> &'static str {
-        self.flavour.durability()
+        self.durability
     }
 
     async fn ready(&self) -> Result<(), Fault> {
@@ -164,7 +172,7 @@ impl Starter for StartRedis {
                 .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--dir"])
                 .arg(&data_dir)
                 .args(self.settings(others));
-            let target = Arc::new(RedisTarget::new(format!("127.0.0.1:{port}"), self.flavour));
+            let target = Arc::new(RedisTarget::started(format!("127.0.0.1:{port}"), self.flavour));
             started.push(Region { name, target, process: Some(recipe.start()?), data_dir: Some(data_dir) });
         }
         let mut deployment = Deployment::new(started, Some(directory));

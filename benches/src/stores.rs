@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use async_trait::async_trait;
@@ -14,6 +15,9 @@ use isle_load::target::{Fault, Target};
 use crate::etcd::{EtcdTarget, StartEtcd};
 use crate::redis::{Flavour, RedisTarget, StartRedis};
 use crate::sled_alone::StartSled;
+
+/// Of a store that somebody else has started: to claim more would be to guess.
+pub const UNKNOWN_DURABILITY: &str = "as it was started; not known here";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Store {
@@ -145,10 +149,10 @@ impl Starter for Attach {
             return Err(Fault::Unsupported { target: self.name(), what: "second region that is known here" }.into());
         }
         let address = self.address.clone();
-        let target: std::sync::Arc<dyn Target> = match self.store {
-            Store::Etcd => std::sync::Arc::new(EtcdTarget::new(address)),
-            Store::Keydb => std::sync::Arc::new(RedisTarget::new(address, Flavour::Keydb)),
-            _ => std::sync::Arc::new(RedisTarget::new(address, Flavour::Redis)),
+        let target: Arc<dyn Target> = match self.store {
+            Store::Etcd => Arc::new(EtcdTarget::attached(address)),
+            Store::Keydb => Arc::new(RedisTarget::attached(address, Flavour::Keydb)),
+            _ => Arc::new(RedisTarget::attached(address, Flavour::Redis)),
         };
         target.ready().await?;
         let region = Region { name: self.name().to_owned(), target, process: None, data_dir: None };

@@ -15,8 +15,8 @@ use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use super::Outcome;
 use super::burst::Batches;
-use super::{Before, Outcome};
 use crate::BenchError;
 use crate::deployment::Deployment;
 use crate::drive::{self, Load};
@@ -91,7 +91,6 @@ impl LagOptions {
 
     pub async fn run(&self, deployment: &Deployment, round: u32, bar: &ProgressBar) -> Result<Outcome, BenchError> {
         bar.set_length(self.samples);
-        let before = Before::note(deployment).await?;
         let here = deployment.first().target.lanes(1, 1).await?.remove(0);
         let there = deployment.regions[1].target.lanes(1, 1).await?.remove(0);
         let syncs = Syncs::start(&self.load.directory())?;
@@ -104,7 +103,6 @@ impl LagOptions {
             },
         };
         let mut outcome = Outcome::new("lag", self.variant(), deployment, round).with(probes.recorder.finish());
-        before.cost(&mut outcome, deployment);
         outcome.figure("two_syncs_p50_ms", Some(probes.syncs.at(0.5)));
         outcome.figure("two_syncs_p99_ms", Some(probes.syncs.at(0.99)));
         outcome.figure("one_read_p50_ms", Some(probes.reads.at(0.5)));

@@ -1,6 +1,7 @@
-//! How long a region is away: after a clean stop, after kill -9, and, with two regions or more, behind its peer after an outage.
+//! How long a region is away: after a clean stop, after kill -9, and when its view has to be built anew; and, with two regions or more,
+//! how long it is behind its peer after an outage.
 //!
-//! A killed process leaves the page cache: what is measured is the store's own recovery, and not the disk's after a power cut.
+//! A killed process leaves the page cache: what is measured is the store's own recovery, and not that of a disk whose power was cut.
 
 use std::time::Duration;
 
@@ -67,6 +68,11 @@ impl RecoveryOptions {
         outcome.figure("clean_restart_seconds", Some(clean.as_secs_f64()));
         let killed = restart(region, End::Killed).await?;
         outcome.figure("killed_restart_seconds", Some(killed.as_secs_f64()));
+        if has_view(region) {
+            let rebuilt = restart(region, End::ViewLost).await?;
+            outcome.figure("rebuild_seconds", Some(rebuilt.as_secs_f64()));
+            outcome.figure("rebuilt_records_per_second", Some(self.records as f64 / rebuilt.as_secs_f64()));
+        }
         if several {
             deployment.until_settled(SETTLE_PATIENCE).await?;
             self.outage(deployment, bar, &mut outcome).await?;
@@ -115,6 +121,15 @@ impl RecoveryOptions {
 enum End {
     Clean,
     Killed,
+    /// Killed, and the mark that its view rests on is gone: as after a power cut it has to be built anew, from checkpoint and log.
+    ViewLost,
+}
+
+/// The file that isle's view cannot be trusted without.
+const VIEW_MARK: &str = "VIEW";
+
+fn has_view(region: &Region) -> bool {
+    region.data_dir.as_ref().is_some_and(|path| path.join(VIEW_MARK).exists())
 }
 
 /// From the start of the new process to its first answer.
@@ -124,7 +139,11 @@ async fn restart(region: &mut Region, end: End) -> Result<Duration, BenchError> 
         region.process.as_mut().ok_or(Fault::Unsupported { target: name, what: "process of ours to stop" })?;
     match end {
         End::Clean => process.stop().await?,
-        End::Killed => process.kill(),
+        End::Killed | End::ViewLost => process.kill(),
+    }
+    if let (End::ViewLost, Some(path)) = (&end, &region.data_dir) {
+        let mark = path.join(VIEW_MARK);
+        std::fs::remove_file(&mark).map_err(|source| BenchError::of_file(&mark, source))?;
     }
     process.start_again()?;
     Ok(region.until_ready().await?)
