@@ -204,6 +204,10 @@ impl Record {
     }
 
     pub fn merge(&mut self, other: &Record, lineage: Lineage<'_>) {
+        if self.fields.is_empty() {
+            self.fields.clone_from(&other.fields);
+            return;
+        }
         for (key, theirs) in &other.fields {
             match self.position(key) {
                 Ok(at) if planted::is(planted::Bug::MergeTakesLast) => self.fields[at].1 = theirs.clone(),

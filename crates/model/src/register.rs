@@ -126,13 +126,9 @@ impl Register {
         let mut out = self.emptied(stamp.dot, context, lineage);
         out.generation = out.generation.next();
         out.epoch = out.epoch.max(stamp.epoch);
-        out.siblings.push(Sibling {
-            dot: stamp.dot,
-            epoch: out.epoch,
-            generation: out.generation,
-            hlc: stamp.hlc,
-            value,
-        });
+        // Nearly always the only one: room for more would be most of what a record takes.
+        out.siblings =
+            vec![Sibling { dot: stamp.dot, epoch: out.epoch, generation: out.generation, hlc: stamp.hlc, value }];
         out
     }
 
