@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use isle_model::{Admission, Delta, Hlc, KeyspaceId, Region, Vector, planted, write};
-use isle_store::{AppendError, Batch, Begun, CommitError, LogPosition, ReadError, ShardWriter, StateChunk};
+use isle_store::{AppendError, Batch, Begun, CommitError, LogPosition, ReadError, Received, ShardWriter, StateChunk};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 
 use crate::NodeError;
@@ -271,18 +271,18 @@ fn absorb(
     shared: &Shared,
     batch: &mut Batch<'_>,
     origin: &Region,
-    deltas: Vec<Delta>,
+    deltas: Vec<Received>,
 ) -> Result<Absorption, NodeError> {
     let mut out = Absorption::default();
     let tree = batch.tree();
-    for delta in deltas {
-        let (keyspace, shard, hlc, dot) = (delta.keyspace, delta.shard, delta.hlc, delta.dot);
+    for received in deltas {
+        let Delta { keyspace, shard, hlc, dot, .. } = received.delta;
         if shared.completing.covers(origin, (keyspace, shard), dot, tree.shard(shard)) {
             // It was on its way when the transfer began. Its stream is asked for again when that is over.
             continue;
         }
         let follows = shared.hear(hlc);
-        let admission = if follows { batch.foreign(origin, delta) } else { batch.foreign_ahead(origin, delta) };
+        let admission = if follows { batch.foreign(origin, received) } else { batch.foreign_ahead(origin, received) };
         match admission {
             Ok(Admission::Apply) => {
                 shared.counters.hlc_too_far_ahead.add(u64::from(!follows));

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use isle_model::{
-    Context, Delta, IncarnationTree, KeyspaceId, Mutation, Precondition, Record, Region, ShardId, Vector, WriteError,
+    Context, IncarnationTree, KeyspaceId, Mutation, Precondition, Record, Region, ShardId, Vector, WriteError,
 };
-use isle_store::StateChunk;
+use isle_store::{Received, StateChunk};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -31,7 +31,7 @@ pub(crate) enum Job {
     /// Deltas of one region's streams, in order.
     Foreign {
         origin: Region,
-        deltas: Vec<Delta>,
+        deltas: Vec<Received>,
         answer: Answer<Absorption>,
     },
     /// A piece of the complete state of `from`.
@@ -197,8 +197,8 @@ impl WriteAsk {
 }
 
 /// About how many bytes a delta takes in memory and in the log.
-pub(crate) fn delta_bytes(delta: &Delta) -> usize {
-    match &delta.body {
+pub(crate) fn delta_bytes(received: &Received) -> usize {
+    match &received.delta.body {
         isle_model::Body::Write(write) => 128 + write.key.len() + write.fields.size() + 256 * write.ledger.len(),
         isle_model::Body::Statement(statement) => 128 + 48 * statement.absorbed.len(),
     }

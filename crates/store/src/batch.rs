@@ -10,7 +10,7 @@ use isle_model::{
 };
 
 use crate::codec;
-use crate::entry::{Entry, StateChunk};
+use crate::entry::{Entry, Received, StateChunk};
 use crate::log::{AppendError, LogPosition};
 use crate::memory::{ReadError, Workspace, all_known};
 use crate::meta::Begun;
@@ -101,9 +101,10 @@ impl Batch<'_> {
     }
 
     /// Applies another region's delta, if it is next in its stream. Its own lost deltas, too, come back to a region so.
-    pub fn foreign(&mut self, origin: &Region, delta: Delta) -> Result<Admission, ReadError> {
-        let stamp = delta.hlc;
-        let admission = self.take(origin, delta, Entry::Delta)?;
+    pub fn foreign(&mut self, origin: &Region, received: impl Into<Received>) -> Result<Admission, ReadError> {
+        let received = received.into();
+        let stamp = received.delta.hlc;
+        let admission = self.take(origin, &received, false)?;
         if admission == Admission::Apply {
             self.store.memory.note_hlc(stamp);
         }
@@ -111,25 +112,21 @@ impl Batch<'_> {
     }
 
     /// As `foreign`, for a delta whose stamp is too far ahead: the clock does not follow it, at the next start neither.
-    pub fn foreign_ahead(&mut self, origin: &Region, delta: Delta) -> Result<Admission, ReadError> {
-        self.take(origin, delta, Entry::DeltaAhead)
+    pub fn foreign_ahead(&mut self, origin: &Region, received: impl Into<Received>) -> Result<Admission, ReadError> {
+        self.take(origin, &received.into(), true)
     }
 
-    fn take(
-        &mut self,
-        origin: &Region,
-        delta: Delta,
-        entry: impl FnOnce(Delta) -> Entry,
-    ) -> Result<Admission, ReadError> {
+    fn take(&mut self, origin: &Region, received: &Received, ahead: bool) -> Result<Admission, ReadError> {
+        let Received { delta, encoded } = received;
         let lineage = self.tree.shard(self.work.shard);
         if let Some(unknown) = all_known(lineage, delta.incarnations().into_iter()) {
             return Err(ReadError::UnknownIncarnation(Dot::new(unknown, 0)));
         }
-        let admission = self.work.streams(&self.store.memory, delta.keyspace).admit(origin, &delta, lineage);
+        let admission = self.work.streams(&self.store.memory, delta.keyspace).admit(origin, delta, lineage);
         if admission == Admission::Apply {
-            let applied = self.work.delta(&self.store.memory, &self.tree, &delta, false);
+            let applied = self.work.delta(&self.store.memory, &self.tree, delta, false);
             self.whole(applied)?;
-            self.push(entry(delta));
+            self.append(codec::entry_of_delta(encoded, ahead));
         }
         Ok(admission)
     }
@@ -145,7 +142,7 @@ impl Batch<'_> {
         }
         let forgotten = self.work.forget(&self.store.memory, keyspace, &key);
         self.whole(forgotten)?;
-        self.push(Entry::Forget { keyspace, shard: self.work.shard, key });
+        self.push(&Entry::Forget { keyspace, shard: self.work.shard, key });
         Ok(true)
     }
 
@@ -161,7 +158,7 @@ impl Batch<'_> {
         let merged = self.work.state_chunk(&self.store.memory, &self.tree, &chunk);
         self.whole(merged)?;
         self.store.memory.note_hlc(taken_at);
-        self.push(Entry::StateChunk(chunk));
+        self.push(&Entry::StateChunk(chunk));
         Ok(())
     }
 
@@ -169,13 +166,13 @@ impl Batch<'_> {
     /// unfinished, and behind each, never before it, so that it goes on from what was merged.
     pub fn state_begun(&mut self, keyspace: KeyspaceId, from: Region, begun: Begun) {
         self.work.state_begun(&self.store.memory, keyspace, &from, &begun);
-        self.push(Entry::StateBegun { keyspace, shard: self.work.shard, from, begun });
+        self.push(&Entry::StateBegun { keyspace, shard: self.work.shard, from, begun });
     }
 
     /// Moves the cursors to where a state transfer was pinned, after its last chunk.
     pub fn state_done(&mut self, keyspace: KeyspaceId, cursors: Vec<(Region, Vector)>) {
         self.work.state_done(&self.store.memory, &self.tree, keyspace, &cursors);
-        self.push(Entry::StateDone { keyspace, shard: self.work.shard, cursors });
+        self.push(&Entry::StateDone { keyspace, shard: self.work.shard, cursors });
     }
 
     /// Whether there is nothing to commit, and nothing that a commit would refuse.
@@ -218,12 +215,15 @@ impl Batch<'_> {
         let applied = self.work.delta(&self.store.memory, &self.tree, &delta, true);
         let record = self.whole(applied)?;
         self.store.memory.note_hlc(hlc);
-        self.push(Entry::Delta(delta));
+        self.push(&Entry::Delta(delta));
         Ok(record)
     }
 
-    fn push(&mut self, entry: Entry) {
-        let payload = codec::encode_entry(&entry);
+    fn push(&mut self, entry: &Entry) {
+        self.append(codec::encode_entry(entry));
+    }
+
+    fn append(&mut self, payload: Bytes) {
         self.bytes += payload.len();
         self.payloads.push(payload);
     }

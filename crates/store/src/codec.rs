@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, Bytes, BytesMut};
 use isle_model::limits::KEY_BYTES_MAX;
 use isle_model::{
     Delta, Dot, Hlc, Incarnation, IncarnationTree, KeyspaceId, LedgerEntry, Record, Region, ShardId, Streams, Vector,
@@ -12,7 +12,7 @@ use isle_proto::convert::{self, Unsound};
 use isle_proto::{storage as s, weight};
 use prost::Message;
 
-use crate::entry::{DeltaHead, Entry, StateChunk};
+use crate::entry::{DeltaHead, Entry, Received, StateChunk};
 use crate::log::LogPosition;
 use crate::meta::{Begun, Manifest, Meta, Transfers, ViewMark};
 use crate::overlay::Item;
@@ -43,6 +43,20 @@ pub fn decode_delta(bytes: Bytes) -> Result<Delta, DecodeError> {
     match s::Delta::decode(bytes.clone()).map_err(DecodeError::from).and_then(|delta| Ok(convert::to_delta(delta)?)) {
         Err(_) if planted::is(planted::Bug::PassUnreadable) => passed_over(delta_head(bytes)?),
         decoded => decoded,
+    }
+}
+
+/// Decodes a delta as it came, and keeps its bytes.
+pub fn receive(encoded: Bytes) -> Result<Received, DecodeError> {
+    let delta = decode_delta(encoded.clone())?;
+    // What is planted passes over bytes that nobody can read: they would not be read from the log either.
+    let encoded = if planted::is(planted::Bug::PassUnreadable) { encode_delta(&delta) } else { encoded };
+    Ok(Received { delta, encoded })
+}
+
+impl From<Delta> for Received {
+    fn from(delta: Delta) -> Received {
+        Received { encoded: encode_delta(&delta), delta }
     }
 }
 
@@ -155,11 +169,22 @@ fn to_begun(from: s::StateBegun) -> Result<(Region, Begun), DecodeError> {
     Ok((convert::to_region(&from.from)?, begun))
 }
 
+/// The tags of `LogEntry.delta` and `LogEntry.delta_ahead`: length-delimited both.
+const DELTA: u64 = 2 << 3 | 2;
+const DELTA_AHEAD: u64 = 10 << 3 | 2;
+
+/// A log entry around a delta's bytes.
+pub(crate) fn entry_of_delta(encoded: &[u8], ahead: bool) -> Bytes {
+    let tag = if ahead { DELTA_AHEAD } else { DELTA };
+    let mut out = BytesMut::with_capacity(encoded.len() + 12);
+    prost::encoding::encode_varint(tag, &mut out);
+    prost::encoding::encode_varint(encoded.len() as u64, &mut out);
+    out.extend_from_slice(encoded);
+    out.freeze()
+}
+
 /// The delta inside a log entry's bytes, not copied and not decoded; `None` where the entry is something else.
 pub fn delta_of_entry(payload: &Bytes) -> Result<Option<(DeltaHead, Bytes)>, DecodeError> {
-    /// The tags of `LogEntry.delta` and `LogEntry.delta_ahead`: length-delimited both.
-    const DELTA: u64 = 2 << 3 | 2;
-    const DELTA_AHEAD: u64 = 10 << 3 | 2;
     let mut at = payload.clone();
     if !matches!(prost::encoding::decode_varint(&mut at)?, DELTA | DELTA_AHEAD) {
         return Ok(None);

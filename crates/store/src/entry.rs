@@ -69,6 +69,14 @@ pub struct StateChunk {
     pub taken_at: Hlc,
 }
 
+/// Another region's delta and the bytes it came as. The log gets these, not a second encoding: what a newer version of isle
+/// put into them is passed on as well.
+#[derive(Clone, Debug)]
+pub struct Received {
+    pub delta: Delta,
+    pub encoded: Bytes,
+}
+
 /// What is known of a delta without decoding its body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeltaHead {

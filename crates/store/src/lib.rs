@@ -36,7 +36,7 @@ mod view;
 mod view_key;
 
 pub use batch::{Batch, CommitError, ShardWriter, Unsynced};
-pub use entry::{DeltaHead, Entry, StateChunk};
+pub use entry::{DeltaHead, Entry, Received, StateChunk};
 pub use log::{AppendError, LogPosition, SyncError};
 pub use maintain::MaintainError;
 pub use memory::ReadError;

@@ -10,8 +10,8 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::{BoxStream, FuturesOrdered};
-use isle_model::{Delta, KeyspaceId, Region, ShardId, Vector};
-use isle_store::codec;
+use isle_model::{KeyspaceId, Region, ShardId, Vector};
+use isle_store::{Received, codec};
 use rand::rngs::StdRng;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
@@ -245,18 +245,19 @@ impl Session {
     }
 
     /// Decodes a batch and sorts it by shard. Streams that a state is being taken of are left out.
-    fn sort(&self, encoded: Vec<Bytes>) -> Result<BTreeMap<ShardId, Vec<Delta>>, PeerError> {
-        let mut by_shard: BTreeMap<ShardId, Vec<Delta>> = BTreeMap::new();
+    fn sort(&self, encoded: Vec<Bytes>) -> Result<BTreeMap<ShardId, Vec<Received>>, PeerError> {
+        let mut by_shard: BTreeMap<ShardId, Vec<Received>> = BTreeMap::new();
         let mut unreadable: BTreeSet<StreamKey> = BTreeSet::new();
         let tree = self.shared.store.tree();
         for bytes in encoded {
-            let delta = match codec::decode_delta(bytes.clone()) {
-                Ok(delta) => delta,
+            let received = match codec::receive(bytes.clone()) {
+                Ok(received) => received,
                 Err(error) => {
                     unreadable.insert(self.quarantine(bytes, &error.to_string())?);
                     continue;
                 }
             };
+            let delta = &received.delta;
             let stream = (delta.keyspace, delta.shard);
             if tree.region(delta.dot.incarnation) != Some(&self.origin) {
                 return Err(PeerError::Corrupt { reason: format!("delta {} is not of its own stream", delta.dot) });
@@ -268,7 +269,7 @@ impl Session {
             if waits || unreadable.contains(&stream) {
                 continue;
             }
-            by_shard.entry(delta.shard).or_default().push(delta);
+            by_shard.entry(delta.shard).or_default().push(received);
         }
         unreadable.into_iter().for_each(|stream| self.shared.want_state(&self.origin, stream));
         Ok(by_shard)

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use isle_model::{Delta, Region, Vector};
-use isle_store::{Begun, codec};
+use isle_model::{Region, Vector};
+use isle_store::{Begun, Received, codec};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
@@ -461,10 +461,10 @@ impl Repair {
             return Ok(true);
         }
         let tree = self.shared.store.tree();
-        let mut deltas: Vec<Delta> = Vec::with_capacity(encoded.len());
+        let mut deltas: Vec<Received> = Vec::with_capacity(encoded.len());
         for bytes in encoded {
-            let delta = match codec::decode_delta(bytes.clone()) {
-                Ok(delta) => delta,
+            let received = match codec::receive(bytes.clone()) {
+                Ok(received) => received,
                 Err(error) => {
                     let dot = codec::delta_head(bytes.clone()).map(|head| head.dot);
                     let dot = dot.map_err(|error| RepairError::Corrupt(error.to_string()))?;
@@ -472,10 +472,11 @@ impl Repair {
                     return Ok(false);
                 }
             };
+            let delta = &received.delta;
             if (delta.keyspace, delta.shard) != stream || tree.region(delta.dot.incarnation) != Some(origin) {
                 return Err(RepairError::Corrupt(format!("delta {} is not of the stream asked for", delta.dot)));
             }
-            deltas.push(delta);
+            deltas.push(received);
         }
         let bytes = deltas.iter().map(delta_bytes).sum();
         let origin = origin.clone();
