@@ -98,15 +98,15 @@ where
         if request.headers().get(ENCODING).is_some_and(|encoding| encoding != "identity") {
             return Box::pin(async { Ok(status_table::not_served(ENCODING).into_http()) });
         }
-        let path = request.uri().path().to_owned();
-        let patience = (path != STREAM).then_some(self.bounds.receive_timeout);
+        let uri = request.uri().clone();
+        let patience = (uri.path() != STREAM).then_some(self.bounds.receive_timeout);
         let receiving = self.receiving.clone();
         let bounded = |body| Body::new(Measured::new(body, self.bounds.message_bytes_max, patience, receiving));
         let answer = self.inner.call(request.map(bounded));
         Box::pin(async move {
             let answer = answer.await;
             drop(permit);
-            answer.map(|answer| in_own_words(answer, &path))
+            answer.map(|answer| in_own_words(answer, uri.path()))
         })
     }
 }

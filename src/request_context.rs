@@ -1,6 +1,7 @@
 //! One tower layer that says who asks, until when, in which trace and over how many nodes already; every call of the
 //! node takes what it builds.
 
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -40,7 +41,7 @@ impl<S: Service<Request<B>>, B> Service<Request<B>> for WithRequestContext<S> {
     }
 
     fn call(&mut self, mut request: Request<B>) -> S::Future {
-        let caller = request.extensions().get::<Caller>().map(|caller| caller.address.to_string());
+        let caller = request.extensions().get::<Caller>().map(|caller| caller.address.clone());
         let context = of_headers(request.headers(), caller.unwrap_or_default(), Instant::now());
         request.extensions_mut().insert(context);
         self.inner.call(request)
@@ -52,7 +53,7 @@ pub fn of<T>(request: &tonic::Request<T>) -> RequestContext {
     request.extensions().get::<RequestContext>().cloned().unwrap_or_default()
 }
 
-fn of_headers(headers: &HeaderMap, caller: String, now: Instant) -> RequestContext {
+fn of_headers(headers: &HeaderMap, caller: Arc<str>, now: Instant) -> RequestContext {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     // A deadline too far away to be a moment is no deadline.
     let deadline = text("grpc-timeout").and_then(timeout).and_then(|timeout| now.checked_add(timeout));
@@ -104,7 +105,7 @@ mod tests {
         headers.insert("traceparent", "00-ab-cd-01".parse().unwrap());
         headers.insert(HOPS_HEADER, "1".parse().unwrap());
         let now = Instant::now();
-        let context = of_headers(&headers, "10.0.0.1:5".to_owned(), now);
+        let context = of_headers(&headers, Arc::from("10.0.0.1:5"), now);
         assert_eq!(context.deadline, Some(now + Duration::from_secs(3)));
         assert_eq!((context.hops, context.traceparent.as_deref()), (1, Some("00-ab-cd-01")));
     }
