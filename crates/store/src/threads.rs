@@ -13,7 +13,6 @@ use crate::sync_thread::{OnDurable, OnFailed, SyncThread};
 
 /// How long the maintenance thread rests when there is nothing to do.
 const REST: Duration = Duration::from_millis(100);
-const MAINTENANCE_NICENESS: i32 = 10;
 
 /// Stops both threads when it is dropped, after a last sync.
 pub struct Threads {
@@ -33,21 +32,9 @@ impl Store {
         let stopping = Arc::new((Mutex::new(false), Condvar::new()));
         let maintenance = std::thread::Builder::new().name("isle-maintenance".to_owned()).spawn({
             let (store, stopping) = (Arc::downgrade(self), stopping.clone());
-            move || {
-                yield_to_others();
-                tend(&store, &stopping);
-            }
+            move || tend(&store, &stopping)
         })?;
         Ok(Threads { sync, stopping, maintenance: Some(maintenance) })
-    }
-}
-
-/// A burst runs at the speed of the log: what drains it takes the processor time that is left, until the overlay is full and
-/// writers wait for it. (Linux keeps a niceness a thread.)
-fn yield_to_others() {
-    let me = rustix::thread::gettid();
-    if let Err(error) = rustix::process::setpriority_process(Some(me), MAINTENANCE_NICENESS) {
-        tracing::debug!(%error, "maintenance runs at the same priority as everything else");
     }
 }
 
