@@ -18,6 +18,8 @@ use crate::node::{PATIENCE, PAUSE};
 const SEGMENT_BYTES: u64 = 8 << 20;
 const MEMORY_MORE_MAX: u64 = 64 << 20;
 const DEAD: usize = 2;
+/// Of the short version: the load takes about so long to fill the caches, and what fills them later counts as the dead peer's.
+const WARM_MAX: Duration = Duration::from_secs(25);
 
 /// What the log may keep for a dead peer, and what it may have by that.
 ///
@@ -61,7 +63,7 @@ pub async fn run(budget: &mut Budget) -> Result<()> {
         loads.push(Load::start(&cluster.nodes[at].client().await?, &history, &shape, budget.rng.random()).await?);
     }
     while budget.next_round() {
-        let before = warm(&cluster, if budget.is_long { PATIENCE } else { Duration::from_secs(6) }).await?;
+        let before = warm(&cluster, if budget.is_long { PATIENCE } else { WARM_MAX }).await?;
         cluster.nodes[DEAD].kill()?;
         let dead_for = (budget.share / 2).clamp(Duration::from_secs(8), Duration::from_secs(90));
         let (log, memory) = watch(&cluster, &before, allowed, dead_for).await?;
