@@ -112,6 +112,9 @@ impl Cli {
     async fn workload(&self, workload: &Workload) -> anyhow::Result<()> {
         let json = self.output == Format::Json;
         let machine = Machine::of(&workload.load().directory());
+        if machine.syncs_for_free() {
+            eprintln!("isle-bench: syncs cost nothing on {}: give a --directory on a disk", machine.file_system);
+        }
         let settings = serde_json::to_value(workload)?;
         let version = env!("CARGO_PKG_VERSION");
         let starters = self.target.iter().map(|store| self.stores.starter(*store, workload.load()));

@@ -284,37 +284,26 @@ async fn write_all(
 ) -> Vec<v1::WriteResult> {
     let versions = if omit_versions { Versions::Omitted } else { Versions::Shown };
     let mut sound = Vec::with_capacity(operations.len());
-    let asked: Vec<Result<bool, Status>> = operations
-        .into_iter()
-        .map(|operation| {
-            let asked = of_operation(operation, keyspace)?;
-            let is_increment = matches!(asked.mutation, Mutation::Increment { .. });
-            sound.push(asked);
-            Ok(is_increment)
-        })
-        .collect();
+    let checked =
+        operations.into_iter().map(|operation| of_operation(operation, keyspace).map(|asked| sound.push(asked)));
+    let checked: Vec<Result<(), Status>> = checked.collect();
     let mut written = node.write_batch(context, sound, versions).await.into_iter();
-    let result = |asked: Result<bool, Status>| {
-        let outcome = match asked {
+    let result = |checked: Result<(), Status>| {
+        let outcome = match checked {
             Err(status) => Err(item_of(&status)),
-            Ok(is_increment) => {
+            Ok(()) => {
                 let written = written.next().expect("the node answers every request of a batch");
-                written.map(|reply| applied(is_increment, reply)).map_err(|error| item_of_node(&error))
+                written.map(applied).map_err(|error| item_of_node(&error))
             }
         };
         let outcome = outcome.map_or_else(v1::write_result::Outcome::Error, v1::write_result::Outcome::Applied);
         v1::WriteResult { outcome: Some(outcome) }
     };
-    asked.into_iter().map(result).collect()
+    checked.into_iter().map(result).collect()
 }
 
-fn applied(is_increment: bool, reply: WriteReply) -> v1::WriteApplied {
-    v1::WriteApplied {
-        version: reply.version,
-        replayed: reply.replayed,
-        value: reply.value.filter(|_| is_increment),
-        found: None,
-    }
+fn applied(reply: WriteReply) -> v1::WriteApplied {
+    v1::WriteApplied { version: reply.version, replayed: reply.replayed, value: reply.value, found: None }
 }
 
 fn of_operation(operation: v1::WriteOperation, keyspace: &str) -> Result<WriteRequest, Status> {

@@ -124,7 +124,7 @@ fn throughput(path: &Path, title: &str, outcomes: &[Outcome]) -> Drawn {
         let colour = colour(outcomes, &outcome.label);
         let series = chart.draw_series(LineSeries::new(points, colour.stroke_width(2)))?;
         series
-            .label(outcome.target)
+            .label(outcome.label.as_str())
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 24, y)], colour.stroke_width(3)));
     }
     legend(&mut chart, SeriesLabelPosition::UpperRight)?;

@@ -317,8 +317,7 @@ mod tests {
 
     #[test]
     fn regions_are_settled_when_they_agree_and_lack_nothing() {
-        let peer =
-            |lag_bytes| PeerVitals { region: "b".to_owned(), live: true, connected: true, lag_bytes, egress_bytes: 0 };
+        let peer = |lag_bytes| PeerVitals { connected: true, lag_bytes, egress_bytes: 0 };
         let vitals = |digest: Option<&str>, lag_bytes| Vitals {
             records: 1,
             digest: digest.map(str::to_owned),

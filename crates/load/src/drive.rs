@@ -60,8 +60,6 @@ type Steps = Box<dyn Iterator<Item = Step> + Send>;
 pub struct Load {
     pub steps: Steps,
     pub pace: Pace,
-    /// Ends it before its steps do.
-    pub time: Option<Duration>,
     pub bar: ProgressBar,
 }
 
@@ -71,7 +69,6 @@ struct Run {
     recorder: Mutex<Recorder>,
     pace: Pace,
     began: Instant,
-    end: Option<Instant>,
     lanes: usize,
     /// One permit for each step that is due; of an open loop alone.
     due: Semaphore,
@@ -94,7 +91,6 @@ impl Run {
             recorder: Mutex::new(Recorder::start(began)),
             pace: load.pace,
             began,
-            end: load.time.map(|time| began + time),
             lanes,
             due: Semaphore::new(0),
         })
@@ -109,7 +105,6 @@ impl Run {
         let now = Instant::now();
         let mut taken = self.steps.lock();
         if !taken.exhausted
-            && self.end.is_none_or(|end| now < end)
             && let Some(step) = taken.steps.next()
         {
             let number = taken.number;

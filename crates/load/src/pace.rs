@@ -87,11 +87,19 @@ mod tests {
     #[tokio::test]
     async fn ticks_are_shorter_than_a_millisecond() {
         let ticker = Ticker::start().unwrap();
-        let began = Instant::now();
-        for _ in 0..50 {
-            ticker.tick().await;
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let began = Instant::now();
+            for _ in 0..50 {
+                ticker.tick().await;
+            }
+            let took = began.elapsed();
+            assert!(took >= TICK * 40);
+            // 50 ticks are 10 ms, which timers of the runtime can never do: they take 50 at least. A busy machine gets time to be quick.
+            if took < Duration::from_millis(40) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "50 ticks take {took:?} at best");
         }
-        // 50 ticks are 10 ms; timers of the runtime would take 50 at least. Half a second leaves room for a busy machine.
-        assert!(began.elapsed() >= TICK * 40 && began.elapsed() < Duration::from_millis(500));
     }
 }

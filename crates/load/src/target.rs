@@ -56,8 +56,6 @@ pub struct Vitals {
 /// One direction of replication.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PeerVitals {
-    pub region: String,
-    pub live: bool,
     pub connected: bool,
     /// What the peer has not acked.
     pub lag_bytes: u64,

@@ -278,7 +278,7 @@ impl Node {
 
     pub async fn write(&self, ctx: &RequestContext, request: WriteRequest) -> Result<WriteReply, NodeError> {
         let (subject, ask) = self.check(ctx, request)?;
-        let (_, answered) = self.queue(subject.shard, vec![ask])?;
+        let answered = self.queue(subject.shard, vec![ask])?;
         let mut outcomes = outcomes_by(ctx.deadline, answered).await?;
         let written = outcomes.pop().expect("the shard loop answers every write of a job")?;
         self.reply(&subject, written, Versions::Shown)
@@ -324,22 +324,15 @@ impl Node {
         Ok((subject, WriteAsk { keyspace, key, mutation, precondition, context, deadline: ctx.deadline }))
     }
 
-    /// Puts writes of one shard into its queue; says how many, from the first on, there was room for.
-    fn queue(
-        &self,
-        shard: ShardId,
-        asks: Vec<WriteAsk>,
-    ) -> Result<(usize, shard_queue::Answered<WriteOutcomes>), NodeError> {
+    /// Puts writes of one shard into its queue: as many, from the first on, as there is room for.
+    fn queue(&self, shard: ShardId, asks: Vec<WriteAsk>) -> Result<shard_queue::Answered<WriteOutcomes>, NodeError> {
         let asked = asks.len();
         let Some(queue) = self.shared.queue(shard) else {
             return Err(NodeError::Stopped { reason: "it has no shards".to_owned() });
         };
-        let offered = queue.offer(asks);
-        match &offered {
-            Ok((taken, _)) => self.count_refusals(&shard_queue::overloaded(), asked - taken),
-            Err(error) => self.count_refusals(error, asked),
-        }
-        offered
+        let (taken, answered) = queue.offer(asks).inspect_err(|error| self.count_refusals(error, asked))?;
+        self.count_refusals(&shard_queue::overloaded(), asked - taken);
+        Ok(answered)
     }
 
     fn count_refusals(&self, error: &NodeError, count: usize) {
@@ -388,7 +381,7 @@ impl Node {
             groups.iter_mut().map(|group| self.queue(group.shard, std::mem::take(&mut group.asks))).collect();
         for (group, queued) in groups.into_iter().zip(queued) {
             let outcomes = match queued {
-                Ok((_, answered)) => outcomes_by(ctx.deadline, answered).await,
+                Ok(answered) => outcomes_by(ctx.deadline, answered).await,
                 Err(error) => Err(error),
             };
             group.settle(outcomes, &mut replies, |subject, written| self.reply(subject, written, versions));

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use isle_model::{Admission, Delta, Hlc, KeyspaceId, Region, Vector, planted, write};
 use isle_store::{AppendError, Batch, Begun, CommitError, LogPosition, ReadError, Received, ShardWriter, StateChunk};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio::time::Instant;
 
 use crate::NodeError;
 use crate::durability::{Durable, until_durable};
@@ -215,7 +216,7 @@ fn refuse(job: Job, error: &NodeError) {
 fn plan(shared: &Shared, batch: &mut Batch<'_>, job: Job) -> Ready {
     match job {
         Job::Writes { asks, answer } => {
-            let now = asks.iter().any(|ask| ask.deadline.is_some()).then(tokio::time::Instant::now);
+            let now = Instant::now();
             let outcomes = asks.iter().map(|ask| plan_write(shared, batch, ask, now)).collect();
             Ready::Writes(answer, outcomes)
         }
@@ -235,14 +236,8 @@ fn plan(shared: &Shared, batch: &mut Batch<'_>, job: Job) -> Ready {
     }
 }
 
-/// `now`: asked for once a job; none where nothing in it has a deadline.
-fn plan_write(
-    shared: &Shared,
-    batch: &mut Batch<'_>,
-    ask: &WriteAsk,
-    now: Option<tokio::time::Instant>,
-) -> Result<Written, NodeError> {
-    if ask.deadline.is_some_and(|deadline| now.is_some_and(|now| deadline <= now)) {
+fn plan_write(shared: &Shared, batch: &mut Batch<'_>, ask: &WriteAsk, now: Instant) -> Result<Written, NodeError> {
+    if ask.deadline.is_some_and(|deadline| deadline <= now) {
         shared.counters.refused.add(1);
         return Err(NodeError::DeadlineExpired);
     }

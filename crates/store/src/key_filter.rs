@@ -44,15 +44,15 @@ impl KeyFilter {
     }
 
     pub(crate) fn denies(&self, key: &[u8]) -> bool {
-        let place = Place::of(key);
-        self.complete.load(Ordering::Acquire) && !self.layers().any(|layer| layer.has(place))
+        self.is_complete() && !self.has(Place::of(key))
     }
 
-    /// Notes a key that is about to be put into the view. One thread at a time.
-    pub(crate) fn note(&self, key: &[u8]) {
+    /// Notes a key that is about to be put into the view, and says whether it would have been denied until then. One thread
+    /// at a time.
+    pub(crate) fn note(&self, key: &[u8]) -> bool {
         let place = Place::of(key);
-        if self.layers().any(|layer| layer.has(place)) {
-            return;
+        if self.has(place) {
+            return false;
         }
         let with_room = |(_, layer): &(usize, &Layer)| layer.left.load(Ordering::Relaxed) > 0;
         let at = match self.layers().enumerate().last().filter(with_room) {
@@ -62,6 +62,15 @@ impl KeyFilter {
         };
         let layer = self.layers[at].get_or_init(|| Layer::new(FIRST_KEYS * GROWTH.pow(at as u32)));
         layer.add(place);
+        self.is_complete()
+    }
+
+    fn is_complete(&self) -> bool {
+        self.complete.load(Ordering::Acquire)
+    }
+
+    fn has(&self, place: Place) -> bool {
+        self.layers().any(|layer| layer.has(place))
     }
 
     fn layers(&self) -> impl Iterator<Item = &Layer> {
@@ -116,6 +125,7 @@ impl Place {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     fn key(n: u64) -> [u8; 8] {
@@ -126,13 +136,16 @@ mod tests {
     fn nothing_noted_is_denied_and_most_of_the_rest_is_over_several_layers() {
         let filter = KeyFilter::default();
         let noted = FIRST_KEYS * 3;
-        (0..noted).for_each(|n| filter.note(&key(n)));
+        assert!(!(0..noted).any(|n| filter.note(&key(n))));
         assert!(!filter.denies(&key(noted)), "it is not known yet what else there is");
         filter.complete();
         assert!((0..noted).all(|n| !filter.denies(&key(n))));
         assert_eq!(filter.layers().count(), 2);
         let denied = (noted..2 * noted).filter(|n| filter.denies(&key(*n))).count() as u64;
         assert!(denied > noted * 95 / 100, "{denied} of {noted}");
+        let absent = (noted..2 * noted).find(|n| filter.denies(&key(*n))).unwrap();
+        assert!(filter.note(&key(absent)) && !filter.note(&key(absent)));
+        assert!(!filter.denies(&key(absent)));
         filter.note(&key(noted + 7));
         assert!(!filter.denies(&key(noted + 7)));
     }

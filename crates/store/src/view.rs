@@ -247,10 +247,7 @@ impl View {
 
     pub(crate) fn put(&self, key: &ViewKey, item: &Item) -> Result<(), ViewError> {
         // What was never here is no tombstone to be taken out.
-        let is_new = self.filter.denies(key.in_tree());
-        if key.tree() == RECORDS {
-            self.filter.note(key.in_tree());
-        }
+        let is_new = key.tree() == RECORDS && self.filter.note(key.in_tree());
         self.faults.watch(|| self.trees().put(key.in_tree(), item, is_new))
     }
 

@@ -253,10 +253,11 @@ impl Run {
                     && status.peers.iter().all(|peer| peer.state == LinkState::Live && peer.lag_bytes == 0)
             });
         let alike = all.iter().all(|status| (status.digest, status.records) == (all[0].digest, all[0].records));
-        if settled && (alike || self.differences().iter().all(|different| self.is_at_the_limit(different))) {
+        let differences = if alike { Vec::new() } else { self.differences() };
+        if settled && differences.iter().all(|different| self.is_at_the_limit(different)) {
             return None;
         }
-        let differences = self.differences().into_iter().map(|(at, held)| format!("{at:?} is {held:?}"));
+        let differences = differences.into_iter().map(|(at, held)| format!("{at:?} is {held:?}"));
         let clone = self.world.clone_node().map(|node| node.status());
         let status = all.iter().chain(&clone).map(|status| format!("{status:?}"));
         Some(differences.chain(status).collect::<Vec<_>>().join("\n"))

@@ -11,7 +11,7 @@ use isle_proto::v1::put_request::Precondition;
 use isle_proto::v1::value::Kind;
 use isle_proto::v1::write_operation::Operation;
 use isle_proto::v1::write_result::Outcome;
-use isle_proto::v1::{self, PeerState, RegionState};
+use isle_proto::v1::{self, RegionState};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
@@ -81,11 +81,9 @@ impl Target for IsleTarget {
     async fn vitals(&self) -> Result<Vitals, Fault> {
         let status = self.status().await?;
         let peer = |peer: v1::PeerStatus| PeerVitals {
-            live: peer.state() == PeerState::Live,
             connected: peer.connected,
             lag_bytes: peer.lag_bytes,
             egress_bytes: peer.egress_bytes,
-            region: peer.region,
         };
         Ok(Vitals {
             records: status.records,

@@ -120,7 +120,7 @@ impl BurstOptions {
         let made = std::mem::replace(records, Records::new(self.load.shape(), self.load.seed ^ first));
         let steps =
             Box::new(Batches { records: made, next: first, end: first + count, mode: self.mode, batch: self.batch() });
-        let load = Load { steps, pace, time: None, bar: bar.clone() };
+        let load = Load { steps, pace, bar: bar.clone() };
         let measured = match self.mode {
             Mode::Streamed => {
                 let window = self.in_flight() / lanes.len();

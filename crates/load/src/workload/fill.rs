@@ -29,7 +29,7 @@ pub async fn fill(
         let records = Records::new(options.shape(), options.seed);
         let steps = Box::new(Batches { records, next: first, end: first + count, mode, batch });
         let mut lanes = target.lanes(in_flight, options.connections).await?;
-        let load = Load { steps, pace: Pace::Closed, time: None, bar: bar.clone() };
+        let load = Load { steps, pace: Pace::Closed, bar: bar.clone() };
         match drive::calls(&mut lanes, load).await {
             Err(Fault::Unsupported { .. }) => {}
             Ok(measured) if measured.refused > 0 => {

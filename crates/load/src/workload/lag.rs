@@ -124,7 +124,7 @@ impl LagOptions {
         let records = Records::new(self.load.shape(), self.load.seed);
         let steps = Box::new(Batches { records, next: first, end: first + PROBE_NUMBERS, mode, batch });
         let mut lanes = deployment.first().target.lanes(in_flight, self.load.connections).await?;
-        let load = Load { steps, pace, time: None, bar: ProgressBar::hidden() };
+        let load = Load { steps, pace, bar: ProgressBar::hidden() };
         let measured = drive::calls(&mut lanes, load).await?;
         let reason = measured.reason.unwrap_or_else(|| "it has run out of numbers".to_owned());
         Err(Fault::Refused(format!("the load beside the probes ended: {reason}")).into())

@@ -114,7 +114,7 @@ impl RecoveryOptions {
         let steps = Box::new(Batches { records, next: first, end: first + count, mode: Mode::Unary, batch: 1 });
         let mut lanes = deployment.first().target.lanes(IN_FLIGHT, self.load.connections).await?;
         let pace = Pace::Open { per_second: self.outage_rate };
-        Ok(drive::calls(&mut lanes, Load { steps, pace, time: None, bar: bar.clone() }).await?)
+        Ok(drive::calls(&mut lanes, Load { steps, pace, bar: bar.clone() }).await?)
     }
 }
 

@@ -65,7 +65,7 @@ impl YcsbOptions {
         bar.set_length(self.operations);
         let before = Before::note(deployment).await?;
         let steps = Box::new(self.steps());
-        let load = Load { steps, pace: self.pace.pace(1)?, time: None, bar: bar.clone() };
+        let load = Load { steps, pace: self.pace.pace(1)?, bar: bar.clone() };
         let measured = drive::calls(&mut lanes, load).await?;
 
         let variant = serde_json::to_value(self.core).ok().and_then(|name| Some(name.as_str()?.to_uppercase()));

@@ -561,11 +561,8 @@ impl World {
         }
         self.check_rank(key, &facts, lineage)?;
         let own_line = self.own_line(key, stamp.dot, lineage);
-        let facts = facts.into_iter().map(|fact| match fact.field.kind {
-            Kind::Counter => fact,
-            Kind::Value | Kind::Home => fact.covering(own_line),
-        });
-        let facts = facts.collect();
+        let with_line = |fact: Fact| if fact.field.kind == Kind::Counter { fact } else { fact.covering(own_line) };
+        let facts = facts.into_iter().map(with_line).collect();
         self.tally.writes += 1;
         self.tally.with_token += usize::from(context.is_some());
         self.ops.push(Op { key, dot: stamp.dot, facts, lost: false });
@@ -1023,26 +1020,14 @@ impl World {
     /// Every field that is not as it was told last.
     fn tell_fields(&self, told: &mut BTreeMap<(usize, usize, FieldKey), String>, out: &mut String) {
         for (n, node) in self.nodes.iter().enumerate() {
-            for (key, field, content) in node
-                .records
-                .iter()
-                .flat_map(|(key, held)| held.record.fields().iter().map(move |(field, content)| (key, field, content)))
-            {
-                let holds = match content {
-                    Field::Register(r) => r.siblings().iter().map(|s| s.dot.to_string()).collect::<Vec<_>>().join(" "),
-                    Field::Counter(c) => format!("{:?} covered {:?}", c.totals(), c.covered()),
-                };
-                let held = &node.records[key];
-                let (known, left_out) = (held.exact.get(field), held.left_out.get(field));
-                let line =
-                    format!("[{holds}] seen {} knows {known:b}, left out {left_out:b}", tell_vector(content.seen()));
-                let place = (n, *key, field.clone());
-                if told.get(&place) != Some(&line) {
-                    out.push_str(&format!(
-                        "    {} {} {:?} {}: {line}\n",
-                        node.region, KEYS[*key], field.kind, field.name
-                    ));
-                    told.insert(place, line);
+            for (key, held) in &node.records {
+                for (field, content) in held.record.fields() {
+                    let line = tell_field(field, content, held);
+                    let place = (n, *key, field.clone());
+                    if told.get(&place) != Some(&line) {
+                        out.push_str(&format!("    {} {} {line}\n", node.region, KEYS[*key]));
+                        told.insert(place, line);
+                    }
                 }
             }
             told.retain(|(m, key, _), _| *m != n || node.records.contains_key(key));
@@ -1176,6 +1161,16 @@ fn tell_entry(node: &Node, entry: &Entry) -> String {
         }
     };
     format!("{} {what} {} in {}: {about}\n", node.region, shipped.delta.dot, shipped.delta.shard.0)
+}
+
+fn tell_field(field: &FieldKey, content: &Field, held: &Held) -> String {
+    let holds = match content {
+        Field::Register(r) => r.siblings().iter().map(|s| s.dot.to_string()).collect::<Vec<_>>().join(" "),
+        Field::Counter(c) => format!("{:?} covered {:?}", c.totals(), c.covered()),
+    };
+    let (kind, name, seen) = (field.kind, &field.name, tell_vector(content.seen()));
+    let (known, left_out) = (held.exact.get(field), held.left_out.get(field));
+    format!("{kind:?} {name}: [{holds}] seen {seen} knows {known:b}, left out {left_out:b}")
 }
 
 fn tell_vector(vector: &Vector) -> String {
