@@ -33,7 +33,7 @@ impl Vector {
         &self.entries
     }
 
-    pub fn dots(&self) -> impl Iterator<Item = Dot> {
+    pub fn dots(&self) -> impl DoubleEndedIterator<Item = Dot> {
         self.entries.iter().map(|&(incarnation, seq)| Dot { incarnation, seq })
     }
 

@@ -112,7 +112,7 @@ fn to_value_type(number: i32) -> Result<ValueType, Unsound> {
     })
 }
 
-fn kind(kind: Kind) -> s::Kind {
+pub(crate) fn kind(kind: Kind) -> s::Kind {
     match kind {
         Kind::Value => s::Kind::Value,
         Kind::Counter => s::Kind::Counter,
@@ -168,7 +168,7 @@ fn to_register(from: s::Register) -> Result<Register, Unsound> {
     Ok(Register::from_parts(siblings, seen, Generation(from.generation), Epoch(from.epoch)))
 }
 
-fn counter(counter: &Counter) -> s::Counter {
+pub(crate) fn counter(counter: &Counter) -> s::Counter {
     let totals = counter.totals().iter().map(|(incarnation, t)| s::CounterTotal {
         incarnation: incarnation.0,
         seq: t.seq,

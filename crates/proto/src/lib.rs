@@ -2,12 +2,14 @@
 //!
 //! ```text
 //! proto/isle/storage/v1 ──▶ storage ──▶ convert ──▶ isle_model     what is stored, in log, stream and snapshot alike
+//!                            isle_model ──▶ backward ──▶ bytes      the same bytes of records and deltas, by a shorter way
 //! proto/isle/v1 ──────────▶ v1                                     the client and peer services
 //! ```
 //! The comments in `proto/` are the manual of both. With the feature `grpc` the services are there too; storage has no use for them.
 //!
 //! The law it keeps: what converts is sound. A decoder returns an error, it never panics and never trusts a length.
 
+pub mod backward;
 pub mod convert;
 pub mod weight;
 

@@ -9,7 +9,7 @@ use isle_model::{
     planted,
 };
 use isle_proto::convert::{self, Unsound};
-use isle_proto::{storage as s, weight};
+use isle_proto::{backward, storage as s, weight};
 use prost::Message;
 
 use crate::entry::{DeltaHead, Entry, Received, StateChunk};
@@ -35,7 +35,7 @@ fn bytes_of(message: &impl Message) -> Bytes {
 }
 
 pub fn encode_delta(delta: &Delta) -> Bytes {
-    bytes_of(&convert::delta(delta))
+    backward::delta(delta)
 }
 
 pub fn decode_delta(bytes: Bytes) -> Result<Delta, DecodeError> {
@@ -81,7 +81,12 @@ pub fn delta_head(bytes: Bytes) -> Result<DeltaHead, DecodeError> {
 }
 
 pub fn encode_record(record: &Record) -> Bytes {
-    bytes_of(&convert::record(record))
+    backward::record(record, 0).into()
+}
+
+/// The same, with room behind it for a checksum or the like.
+pub(crate) fn encode_record_and_room(record: &Record, behind: usize) -> Vec<u8> {
+    backward::record(record, behind)
 }
 
 pub fn decode_record(bytes: Bytes) -> Result<Record, DecodeError> {
@@ -111,7 +116,7 @@ pub fn encode_entry(entry: &Entry) -> Bytes {
         Entry::Rows(rows) => {
             Stored::Rows(s::Rows { rows: rows.iter().map(|(i, row)| convert::row(*i, row)).collect() })
         }
-        Entry::Delta(delta) => Stored::Delta(convert::delta(delta)),
+        Entry::Delta(delta) => return entry_of_own(delta),
         Entry::Forget { keyspace, shard, key } => {
             Stored::Forget(s::Forget { keyspace: keyspace.0, shard: shard.0, key: key.clone() })
         }
@@ -127,7 +132,7 @@ pub fn encode_entry(entry: &Entry) -> Bytes {
         Entry::Holder { region, expired } => {
             Stored::Holder(s::Holder { region: region.to_string(), expired: *expired })
         }
-        Entry::DeltaAhead(delta) => Stored::DeltaAhead(convert::delta(delta)),
+        Entry::DeltaAhead(delta) => return backward::entry_of_delta(DELTA_AHEAD_TAG, delta),
     };
     bytes_of(&s::LogEntry { entry: Some(entry) })
 }
@@ -169,9 +174,16 @@ fn to_begun(from: s::StateBegun) -> Result<(Region, Begun), DecodeError> {
     Ok((convert::to_region(&from.from)?, begun))
 }
 
-/// The tags of `LogEntry.delta` and `LogEntry.delta_ahead`: length-delimited both.
-const DELTA: u64 = 2 << 3 | 2;
-const DELTA_AHEAD: u64 = 10 << 3 | 2;
+/// A log entry of a delta of this region's.
+pub(crate) fn entry_of_own(delta: &Delta) -> Bytes {
+    backward::entry_of_delta(DELTA_TAG, delta)
+}
+
+/// The tags of `LogEntry.delta` and `LogEntry.delta_ahead`, and what they are written as: length-delimited both.
+const DELTA_TAG: u32 = 2;
+const DELTA_AHEAD_TAG: u32 = 10;
+const DELTA: u64 = (DELTA_TAG as u64) << 3 | 2;
+const DELTA_AHEAD: u64 = (DELTA_AHEAD_TAG as u64) << 3 | 2;
 
 /// A log entry around a delta's bytes.
 pub(crate) fn entry_of_delta(encoded: &[u8], ahead: bool) -> Bytes {

@@ -19,6 +19,23 @@ proptest! {
         prop_assert_eq!(decode_record(encode_record(&record)).unwrap(), record);
     }
 
+    /// What is written most has an encoder of its own.
+    #[test]
+    fn the_shorter_way_gives_the_bytes_of_the_generated_code(delta in arbitrary::delta(), record in arbitrary::record()) {
+        let generated = convert::delta(&delta);
+        prop_assert_eq!(encode_delta(&delta), bytes_of(&generated));
+        prop_assert_eq!(encode_record(&record), bytes_of(&convert::record(&record)));
+        let room = encode_record_and_room(&record, 4);
+        prop_assert_eq!(room.split_last_chunk().unwrap(), (&encode_record(&record)[..], &[0; 4]));
+        let entries = [
+            (Entry::Delta(delta.clone()), s::log_entry::Entry::Delta(generated.clone())),
+            (Entry::DeltaAhead(delta), s::log_entry::Entry::DeltaAhead(generated)),
+        ];
+        for (entry, stored) in entries {
+            prop_assert_eq!(encode_entry(&entry), bytes_of(&s::LogEntry { entry: Some(stored) }));
+        }
+    }
+
     #[test]
     fn ledger_entries(entry in arbitrary::ledger_entry()) {
         prop_assert_eq!(decode_ledger_entry(encode_ledger_entry(&entry)).unwrap(), entry);
