@@ -293,10 +293,11 @@ impl Store {
         self.log.poisoned()
     }
 
-    /// Whether writers should wait for the overlay to be drained. Where nothing will be drained any more, commits are
-    /// refused instead.
+    /// Whether writers should wait for the overlay to be drained. Where nothing is drained, for good or for want of disk space,
+    /// commits are refused instead.
     pub fn overlay_full(&self) -> bool {
-        self.is_overlay_over() && self.view_failure().is_none()
+        let is_drained = self.view_failure().is_none() && !self.short_of_space.load(Ordering::Relaxed);
+        self.is_overlay_over() && is_drained
     }
 
     /// Why the view takes nothing more, if so. It stays so: sled latches its errors, and the next start rebuilds the view.

@@ -540,6 +540,37 @@ fn below_the_reserve_every_write_is_refused_until_there_is_space() {
     assert_eq!(node.get(b"after").as_deref(), Some("v"));
 }
 
+/// Below the reserve nothing is drained, so that writers who waited for that would wait for as long as the disk is full, without
+/// a word: a full disk was met like this with a full overlay, and took a minute to say so.
+#[test]
+fn below_the_reserve_nobody_waits_for_the_overlay() {
+    let disk = MemoryDisk::new();
+    let config = StoreConfig {
+        disk_reserve_bytes: 1 << 20,
+        overlay_bytes_max: 1 << 20,
+        overlay_drain_bytes: 1 << 19,
+        ..config("a")
+    };
+    let mut node = Node::try_open(config, Arc::new(disk.clone()), ViewPlace::Temporary, 1, "boot").unwrap();
+    for n in 0.. {
+        if node.store.overlay_full() {
+            break;
+        }
+        let _ = node.put(format!("k{n}").as_bytes(), &"v".repeat(500));
+        node.store.sync().unwrap();
+    }
+    disk.set_capacity(Some(disk.used() + (1 << 19)));
+    node.store.maintain().unwrap();
+    assert!(!node.store.overlay_full(), "who waits now is never told");
+    let mut batch = node.writers[0].begin();
+    batch.state_done(KS, Vec::new());
+    let refused = batch.commit().unwrap_err();
+    assert!(matches!(refused, isle_store::CommitError::Append(isle_store::AppendError::DiskFull)), "{refused}");
+    disk.set_capacity(None);
+    while node.store.maintain().unwrap() {}
+    assert!(!node.store.overlay_full(), "it is drained once there is space");
+}
+
 /// Writes into a view's tree behind the store's back.
 fn spoil(root: &std::path::Path, key: &[u8]) {
     let view = sled::open(root.join("view-1")).unwrap();
