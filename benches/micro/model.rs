@@ -65,7 +65,7 @@ fn apply_concurrent(bencher: Bencher<'_, '_>) {
     let there = put(&tree, "b", 2, 1, &Record::new());
     let region = Region::new("a");
     let site = Site { region: &region, keyspace: KEYSPACE, hlc: Hlc::from_ms(2_000), lineage: tree.shard(SHARD) };
-    let applied = apply(&key(), &here, &there, site);
+    let applied = apply(&here, there.clone(), site);
     assert_eq!(applied.ledger.len(), 1, "a conflict has an entry");
-    bencher.bench(|| apply(&key(), black_box(&here), black_box(&there), site));
+    bencher.with_inputs(|| there.clone()).bench_values(|there| apply(black_box(&here), there, site));
 }

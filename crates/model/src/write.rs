@@ -311,21 +311,26 @@ pub struct Site<'a> {
 }
 
 /// Merges a write into a record: a region's own, or another's.
-pub fn apply(key: &Bytes, current: &Record, write: &Write, site: Site<'_>) -> Applied {
-    let mut record = current.clone();
-    record.merge(&write.fields, site.lineage);
-    let touched = write.fields.fields().iter().map(|(key, _)| key);
-    let mut out = settle(key, current, record, touched, site);
-    let came = taken(&write.ledger, current, &out.record, site.lineage);
+pub fn apply(current: &Record, write: Write, site: Site<'_>) -> Applied {
+    let Write { key, fields, ledger } = write;
+    let mut out = match current.is_empty() {
+        // A key's first write is its record, and is not copied.
+        true => settle(&key, current, fields, None, site),
+        false => {
+            let mut out = merge(&key, current, &fields, site);
+            out.late = late(&fields, &out.record);
+            out
+        }
+    };
+    let came = taken(&ledger, current, &out.record, site.lineage);
     out.ledger.extend(came);
-    out.late = late(write, &out.record);
     out
 }
 
-fn late(write: &Write, after: &Record) -> Vec<(FieldKey, Sibling)> {
+fn late(written: &Record, after: &Record) -> Vec<(FieldKey, Sibling)> {
     let mut out = Vec::new();
-    for (field, _) in write.fields.fields().iter().filter(|(field, _)| field.kind == Kind::Value) {
-        let (came, is) = (write.fields.register(field), after.register(field));
+    for (field, _) in written.fields().iter().filter(|(field, _)| field.kind == Kind::Value) {
+        let (came, is) = (written.register(field), after.register(field));
         let siblings = came.into_iter().flat_map(|register| register.siblings());
         let covered = siblings.filter(|s| is.is_none_or(|register| register.sibling(s.dot).is_none()));
         out.extend(covered.map(|s| (field.clone(), s.clone())));
@@ -337,28 +342,22 @@ fn late(write: &Write, after: &Record) -> Vec<(FieldKey, Sibling)> {
 pub fn complete(key: &Bytes, current: &Record, listed: &Record, sides: Absorbed<'_>, site: Site<'_>) -> Applied {
     let mut record = current.clone();
     record.complete(listed, sides, site.lineage);
-    let keys: Vec<FieldKey> = record.fields().iter().map(|(key, _)| key.clone()).collect();
-    settle(key, current, record, keys.iter(), site)
+    settle(key, current, record, None, site)
 }
 
 /// Merges a whole record that is not a complete state.
 pub fn merge(key: &Bytes, current: &Record, other: &Record, site: Site<'_>) -> Applied {
     let mut record = current.clone();
     record.merge(other, site.lineage);
-    settle(key, current, record, other.fields().iter().map(|(key, _)| key), site)
+    settle(key, current, record, Some(other), site)
 }
 
-/// Notes who lost and who was covered, field by field.
-fn settle<'a>(
-    key: &Bytes,
-    before: &Record,
-    after: Record,
-    touched: impl Iterator<Item = &'a FieldKey>,
-    site: Site<'_>,
-) -> Applied {
+/// Notes who lost and who was covered, in each field of `touched`; in all of them where that is `None`.
+fn settle(key: &Bytes, before: &Record, after: Record, touched: Option<&Record>, site: Site<'_>) -> Applied {
     let nothing = Register::default();
     let mut out = Applied::default();
-    for field in touched.filter(|field| field.kind == Kind::Value) {
+    let fields = touched.unwrap_or(&after).fields().iter().map(|(field, _)| field);
+    for field in fields.filter(|field| field.kind == Kind::Value) {
         let was = before.register(field).unwrap_or(&nothing);
         let is = after.register(field).unwrap_or(&nothing);
         let gone = was.siblings().iter().filter(|s| is.sibling(s.dot).is_none());

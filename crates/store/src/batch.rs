@@ -104,7 +104,7 @@ impl Batch<'_> {
     pub fn foreign(&mut self, origin: &Region, received: impl Into<Received>) -> Result<Admission, ReadError> {
         let received = received.into();
         let stamp = received.delta.hlc;
-        let admission = self.take(origin, &received, false)?;
+        let admission = self.take(origin, received, false)?;
         if admission == Admission::Apply {
             self.store.memory.note_hlc(stamp);
         }
@@ -113,20 +113,20 @@ impl Batch<'_> {
 
     /// As `foreign`, for a delta whose stamp is too far ahead: the clock does not follow it, at the next start neither.
     pub fn foreign_ahead(&mut self, origin: &Region, received: impl Into<Received>) -> Result<Admission, ReadError> {
-        self.take(origin, &received.into(), true)
+        self.take(origin, received.into(), true)
     }
 
-    fn take(&mut self, origin: &Region, received: &Received, ahead: bool) -> Result<Admission, ReadError> {
+    fn take(&mut self, origin: &Region, received: Received, ahead: bool) -> Result<Admission, ReadError> {
         let Received { delta, encoded } = received;
         let lineage = self.tree.shard(self.work.shard);
         if let Some(unknown) = all_known(lineage, delta.incarnations().into_iter()) {
             return Err(ReadError::UnknownIncarnation(Dot::new(unknown, 0)));
         }
-        let admission = self.work.streams(&self.store.memory, delta.keyspace).admit(origin, delta, lineage);
+        let admission = self.work.streams(&self.store.memory, delta.keyspace).admit(origin, &delta, lineage);
         if admission == Admission::Apply {
             let applied = self.work.delta(&self.store.memory, &self.tree, delta, false);
             self.whole(applied)?;
-            self.append(codec::entry_of_delta(encoded, ahead));
+            self.append(codec::entry_of_delta(&encoded, ahead));
         }
         Ok(admission)
     }
@@ -212,10 +212,11 @@ impl Batch<'_> {
     fn own(&mut self, keyspace: KeyspaceId, hlc: Hlc, epoch: Epoch, body: Body) -> Result<Arc<Record>, ReadError> {
         let prev = self.streams(keyspace).last_own();
         let delta = Delta { dot: self.next_dot(), prev, keyspace, shard: self.work.shard, hlc, epoch, body };
-        let applied = self.work.delta(&self.store.memory, &self.tree, &delta, true);
+        let payload = codec::entry_of_own(&delta);
+        let applied = self.work.delta(&self.store.memory, &self.tree, delta, true);
         let record = self.whole(applied)?;
         self.store.memory.note_hlc(hlc);
-        self.push(&Entry::Delta(delta));
+        self.append(payload);
         Ok(record)
     }
 

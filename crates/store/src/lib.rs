@@ -28,6 +28,7 @@ mod memory;
 mod meta;
 mod open;
 mod overlay;
+mod packed;
 mod primitives;
 mod store;
 pub mod sync_thread;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
+use foldhash::fast::RandomState;
 use isle_model::write::{Applied, Site};
 use isle_model::{
     Absorbed, Body, Delta, Dot, Fate, FieldKey, Hlc, Incarnation, IncarnationTree, KeyspaceId, LedgerEntry, Lineage,
@@ -18,6 +19,7 @@ use crate::entry::StateChunk;
 use crate::log::LogPosition;
 use crate::meta::{Begun, Transfers};
 use crate::overlay::{Item, Overlay};
+use crate::packed::Packed;
 use crate::view::{View, ViewError};
 use crate::view_key::{LEDGER, RECORDS, ViewKey};
 
@@ -206,12 +208,12 @@ impl Memory {
 
     /// What readers see of a key: the overlay's published item, else the view's.
     pub(crate) fn visible(&self, shard: ShardId, key: &ViewKey) -> Result<Option<Arc<Record>>, ViewError> {
-        match self.shard(shard).read().overlay.visible(key) {
-            Some(Item::Record(record)) => return Ok(Some(record.clone())),
-            Some(Item::Gone) => return Ok(None),
-            Some(Item::Ledger(_)) | None => {}
+        let above = self.shard(shard).read().overlay.visible(key).cloned();
+        match above.map(|packed| packed.item()).transpose()? {
+            Some(Item::Record(record)) => Ok(Some(record)),
+            Some(Item::Gone) => Ok(None),
+            Some(Item::Ledger(_)) | None => self.view.record(key),
         }
-        self.view.record(key)
     }
 
     /// Published items of [start, end), in key order: the overlay laid over the view, up to `most` of them.
@@ -223,10 +225,12 @@ impl Memory {
         most: usize,
     ) -> Result<Rows, ViewError> {
         // The overlay is copied first: what is drained in between is then met in both, and never in neither.
-        let above: Vec<(ViewKey, Item)> = {
+        let above: Vec<(ViewKey, Packed)> = {
             let shard = self.shard(shard).read();
             shard.overlay.range(start, end).take(most).map(|(k, i)| (k.clone(), i.clone())).collect()
         };
+        let above = above.into_iter().map(|(key, packed)| Ok((key, packed.item()?)));
+        let above = above.collect::<Result<Vec<_>, ViewError>>()?;
         lay_over(above, self.view.range(start, end), most)
     }
 }
@@ -281,8 +285,8 @@ fn lay_over(
 pub(crate) struct Workspace {
     pub(crate) shard: ShardId,
     changes: Vec<(ViewKey, Item)>,
-    at: HashMap<ViewKey, usize>,
-    tallies: BTreeMap<ViewKey, Tally>,
+    at: HashMap<ViewKey, usize, RandomState>,
+    tallies: Vec<(ViewKey, Tally)>,
     streams: BTreeMap<KeyspaceId, Streams>,
     transfers: BTreeMap<KeyspaceId, Transfers>,
     /// `true` opens a loser's entry, `false` closes it; in order.
@@ -297,8 +301,8 @@ impl Workspace {
         Workspace {
             shard,
             changes: Vec::new(),
-            at: HashMap::new(),
-            tallies: BTreeMap::new(),
+            at: HashMap::default(),
+            tallies: Vec::new(),
             streams: BTreeMap::new(),
             transfers: BTreeMap::new(),
             losers: Vec::new(),
@@ -355,8 +359,15 @@ impl Workspace {
         if let Some(at) = self.at.get(key) {
             return Ok(Some(self.changes[*at].1.clone()));
         }
-        if let Some(item) = memory.shard(self.shard).read().overlay.newest(key) {
-            return Ok(Some(item.clone()));
+        let above = {
+            let shard = memory.shard(self.shard).read();
+            if let Some(item) = shard.overlay.pending(key) {
+                return Ok(Some(item.clone()));
+            }
+            shard.overlay.visible(key).cloned()
+        };
+        if let Some(packed) = above {
+            return Ok(Some(packed.item()?));
         }
         Ok(match key.tree() {
             LEDGER => memory.view.ledger_entry(key)?.map(Item::Ledger),
@@ -382,30 +393,24 @@ impl Workspace {
         &mut self,
         memory: &Memory,
         tree: &IncarnationTree,
-        delta: &Delta,
+        delta: Delta,
         own: bool,
     ) -> Result<Arc<Record>, ReadError> {
         let lineage = tree.shard(self.shard);
         let origin = lineage.region(delta.dot.incarnation).ok_or(ReadError::UnknownIncarnation(delta.dot))?;
-        memory.check_delta(delta, self.shard)?;
-        let record = match &delta.body {
-            Body::Statement(_) => Arc::default(),
-            Body::Write(w) => {
-                let current = self.record(memory, delta.keyspace, &w.key)?;
-                let site = Site { region: &memory.region, keyspace: delta.keyspace, hlc: delta.hlc, lineage };
-                let applied = write::apply(&w.key, &current, w, site);
-                self.settle(memory, delta.keyspace, &w.key, &current, applied, Some(delta.dot))?
+        memory.check_delta(&delta, self.shard)?;
+        self.streams(memory, delta.keyspace).absorb(origin, &delta, own, lineage);
+        match own {
+            true => self.seq = delta.dot.seq,
+            false => {
+                self.transfers(memory, delta.keyspace).overtaken_by(origin, delta.dot, lineage);
+                self.settle_transfers(memory, tree, delta.keyspace);
             }
-        };
-        self.streams(memory, delta.keyspace).absorb(origin, delta, own, lineage);
-        if !own {
-            self.transfers(memory, delta.keyspace).overtaken_by(origin, delta.dot, lineage);
-            self.settle_transfers(memory, tree, delta.keyspace);
         }
-        if own {
-            self.seq = delta.dot.seq;
-        }
-        Ok(record)
+        let Delta { dot, keyspace, hlc, body: Body::Write(write), .. } = delta else { return Ok(Arc::default()) };
+        let (key, current) = (write.key.clone(), self.record(memory, keyspace, &write.key)?);
+        let applied = write::apply(&current, write, Site { region: &memory.region, keyspace, hlc, lineage });
+        self.settle(memory, keyspace, &key, &current, applied, Some(dot))
     }
 
     pub(crate) fn forget(&mut self, memory: &Memory, keyspace: KeyspaceId, key: &[u8]) -> Result<(), ReadError> {
@@ -515,9 +520,12 @@ impl Workspace {
         }
         let record = Arc::new(applied.record);
         if *record != *before {
-            let view_key = ViewKey::record(keyspace, self.shard, key);
+            let view_key = match &self.last_read {
+                Some((last, _)) if last.is_record_of(keyspace, key) => last.clone(),
+                _ => ViewKey::record(keyspace, self.shard, key),
+            };
             let change = Tally::of(keyspace, key, &record).minus(Tally::of(keyspace, key, before));
-            self.tallies.entry(view_key.clone()).or_default().add(change);
+            self.tallies.push((view_key.clone(), change));
             self.change(view_key, Item::Record(record.clone()));
         }
         Ok(record)
@@ -592,8 +600,7 @@ impl Workspace {
             };
         }
         shard.transfers.extend(self.transfers.clone());
-        let tallies = self.tallies.into_iter().collect();
-        let with = WithBatch { tallies, streams, transfers: self.transfers, seq: self.seq };
+        let with = WithBatch { tallies: self.tallies, streams, transfers: self.transfers, seq: self.seq };
         shard.overlay.stage(end, self.changes, with);
     }
 }

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use isle_model::{Incarnation, IncarnationTree, Region, Row, ShardId, planted};
+use isle_model::{Delta, Incarnation, IncarnationTree, Region, Row, ShardId, planted};
 use parking_lot::Mutex;
 
 use crate::batch::ShardWriter;
@@ -25,6 +25,7 @@ use crate::maintain::{Maintenance, VIEW_FILE};
 use crate::memory::{Memory, ReadError, Workspace};
 use crate::meta::{Meta, ViewMark};
 use crate::overlay::Item;
+use crate::packed::Packed;
 use crate::store::{Store, StoreConfig};
 use crate::view::{View, ViewError, ViewPlace, directory_of};
 use crate::view_key::{LEDGER, ViewKey};
@@ -380,7 +381,7 @@ fn build_view(
             if u64::is_multiple_of(items, 10_000) {
                 progress(Progress::LoadingCheckpoint { items });
             }
-            view.put(&key, &item).map_err(OpenError::from)
+            view.put(&key, &Packed::of(&key, &item)).map_err(OpenError::from)
         });
         match loaded {
             Ok(loaded) => {
@@ -530,22 +531,26 @@ impl Replay {
         let memory = &self.memory;
         let Some(shard) = entry.shard() else { return Ok(()) };
         let mut work = Workspace::new(memory, shard);
-        match &entry {
+        let is_own = |delta: &Delta| delta.dot.incarnation == writer;
+        match entry {
             Entry::Rows(_) | Entry::Holder { .. } => {}
             Entry::Delta(delta) if planted::is(planted::Bug::SkipInReplay) && delta.dot.seq % 8 == 7 => {}
-            Entry::Delta(delta) | Entry::DeltaAhead(delta) => {
-                work.delta(memory, &self.tree, delta, delta.dot.incarnation == writer)?;
-                if matches!(entry, Entry::Delta(_)) {
-                    memory.note_hlc(delta.hlc);
-                }
+            Entry::Delta(delta) => {
+                let (stamp, own) = (delta.hlc, is_own(&delta));
+                work.delta(memory, &self.tree, delta, own)?;
+                memory.note_hlc(stamp);
             }
-            Entry::Forget { keyspace, key, .. } => work.forget(memory, *keyspace, key)?,
+            Entry::DeltaAhead(delta) => {
+                let own = is_own(&delta);
+                work.delta(memory, &self.tree, delta, own)?;
+            }
+            Entry::Forget { keyspace, key, .. } => work.forget(memory, keyspace, &key)?,
             Entry::StateChunk(chunk) => {
-                work.state_chunk(memory, &self.tree, chunk)?;
+                work.state_chunk(memory, &self.tree, &chunk)?;
                 memory.note_hlc(chunk.taken_at);
             }
-            Entry::StateBegun { keyspace, from, begun, .. } => work.state_begun(memory, *keyspace, from, begun),
-            Entry::StateDone { keyspace, cursors, .. } => work.state_done(memory, &self.tree, *keyspace, cursors),
+            Entry::StateBegun { keyspace, from, begun, .. } => work.state_begun(memory, keyspace, &from, &begun),
+            Entry::StateDone { keyspace, cursors, .. } => work.state_done(memory, &self.tree, keyspace, &cursors),
         }
         let mut shard = memory.shard(shard).write();
         work.stage(&mut shard, end);

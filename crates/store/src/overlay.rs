@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! stage(end, changes) ──▶ pending ── publish(durable) ──▶ visible ── drain, in key order ──▶ view
-//!        writers read: pending, visible, view                readers: visible, view
+//!        writers read: pending, visible, view     (packed)   readers: visible, view
 //! ```
 //! Readers never see what is not durable: a batch becomes visible only when the log's durable mark has passed its end.
 
@@ -11,9 +11,11 @@ use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use foldhash::fast::RandomState;
 use isle_model::{LedgerEntry, Record};
 
 use crate::log::LogPosition;
+use crate::packed::Packed;
 use crate::view_key::ViewKey;
 
 /// One thing the view holds, in its newest form.
@@ -21,25 +23,17 @@ use crate::view_key::ViewKey;
 pub(crate) enum Item {
     Record(Arc<Record>),
     Ledger(Arc<LedgerEntry>),
-    /// A forgotten tombstone: to be removed from the view.
+    /// A forgotten tombstone.
     Gone,
 }
 
 impl Item {
-    pub(crate) fn bytes(&self) -> usize {
+    /// About how many bytes of memory it takes while it waits for its fsync, its key apart: a record is many small pieces.
+    fn bytes(&self) -> usize {
         match self {
-            Item::Record(record) => 96 + record.size(),
-            Item::Ledger(entry) => 256 + entry.key.len() + entry.value.as_ref().map_or(0, |v| v.value.bytes.len()),
+            Item::Record(record) => 192 + 136 * record.fields().len() + record.size(),
+            Item::Ledger(entry) => 384 + entry.key.len() + entry.value.as_ref().map_or(0, |v| v.value.bytes.len()),
             Item::Gone => 64,
-        }
-    }
-
-    pub(crate) fn is_same(&self, other: &Item) -> bool {
-        match (self, other) {
-            (Item::Record(a), Item::Record(b)) => Arc::ptr_eq(a, b),
-            (Item::Ledger(a), Item::Ledger(b)) => Arc::ptr_eq(a, b),
-            (Item::Gone, Item::Gone) => true,
-            _ => false,
         }
     }
 }
@@ -54,23 +48,23 @@ struct Pending<T> {
 pub(crate) struct Overlay<T> {
     pending: VecDeque<Pending<T>>,
     /// The newest pending item of a key, and in how many pending batches the key is.
-    newest: HashMap<ViewKey, (Item, u32)>,
-    visible: BTreeMap<ViewKey, Item>,
+    newest: HashMap<ViewKey, (Item, u32), RandomState>,
+    visible: BTreeMap<ViewKey, Packed>,
     /// About how many bytes all overlays of a node hold, pending ones included: asked without a lock before every batch.
     bytes: Arc<AtomicUsize>,
 }
 
 impl<T> Overlay<T> {
     pub(crate) fn new(bytes: Arc<AtomicUsize>) -> Self {
-        Overlay { pending: VecDeque::new(), newest: HashMap::new(), visible: BTreeMap::new(), bytes }
+        Overlay { pending: VecDeque::new(), newest: HashMap::default(), visible: BTreeMap::new(), bytes }
     }
 
-    /// The newest there is, durable or not: for the shard's writer alone.
-    pub(crate) fn newest(&self, key: &ViewKey) -> Option<&Item> {
-        self.newest.get(key).map(|(item, _)| item).or_else(|| self.visible.get(key))
+    /// The newest there is that is not durable yet: for the shard's writer alone.
+    pub(crate) fn pending(&self, key: &ViewKey) -> Option<&Item> {
+        self.newest.get(key).map(|(item, _)| item)
     }
 
-    pub(crate) fn visible(&self, key: &ViewKey) -> Option<&Item> {
+    pub(crate) fn visible(&self, key: &ViewKey) -> Option<&Packed> {
         self.visible.get(key)
     }
 
@@ -98,9 +92,11 @@ impl<T> Overlay<T> {
             then(&changes, with);
             for (key, item) in changes {
                 self.forget_pending(&key);
-                if let Some(old) = self.visible.insert(key.clone(), item) {
-                    self.bytes.fetch_sub(key.0.len() + old.bytes(), Ordering::Relaxed);
-                }
+                let packed = Packed::of(&key, &item);
+                let (key_bytes, more) = (key.0.len(), packed.bytes());
+                let replaced = self.visible.insert(key, packed).map_or(0, |old| key_bytes + old.bytes());
+                self.bytes.fetch_add(more, Ordering::Relaxed);
+                self.bytes.fetch_sub(item.bytes() + replaced, Ordering::Relaxed);
             }
         }
     }
@@ -115,7 +111,7 @@ impl<T> Overlay<T> {
     }
 
     /// Up to `most` visible items after `after`, in key order.
-    pub(crate) fn next_to_drain(&self, after: Option<&ViewKey>, most: usize) -> Vec<(ViewKey, Item)> {
+    pub(crate) fn next_to_drain(&self, after: Option<&ViewKey>, most: usize) -> Vec<(ViewKey, Packed)> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let range = self.visible.range::<ViewKey, _>((from, Bound::Unbounded));
         range.take(most).map(|(key, item)| (key.clone(), item.clone())).collect()
@@ -126,7 +122,7 @@ impl<T> Overlay<T> {
         &'a self,
         start: &ViewKey,
         end: &ViewKey,
-    ) -> impl Iterator<Item = (&'a ViewKey, &'a Item)> + use<'a, T> {
+    ) -> impl Iterator<Item = (&'a ViewKey, &'a Packed)> + use<'a, T> {
         // An empty or backward range is nothing, not a panic.
         let bounds = (start < end).then(|| (Bound::Included(start.clone()), Bound::Excluded(end.clone())));
         bounds.into_iter().flat_map(|bounds| self.visible.range::<ViewKey, _>(bounds))
@@ -139,7 +135,7 @@ impl<T> Overlay<T> {
     }
 
     /// Takes out what the view now holds, unless something newer has come meanwhile.
-    pub(crate) fn drained(&mut self, items: &[(ViewKey, Item)]) {
+    pub(crate) fn drained(&mut self, items: &[(ViewKey, Packed)]) {
         for (key, item) in items {
             if self.visible.get(key).is_some_and(|now| now.is_same(item)) {
                 self.visible.remove(key);
@@ -167,7 +163,7 @@ mod tests {
         let mut overlay = Overlay::new(Arc::default());
         overlay.stage(LogPosition(8), vec![(key(1), record())], ());
         assert!(overlay.visible(&key(1)).is_none());
-        assert!(overlay.newest(&key(1)).is_some());
+        assert!(overlay.pending(&key(1)).is_some());
         overlay.publish(LogPosition(7), |_, ()| panic!("nothing is durable yet"));
         let mut published = 0;
         overlay.publish(LogPosition(8), |changes, ()| published += changes.len());
@@ -194,12 +190,13 @@ mod tests {
     #[test]
     fn the_writer_reads_its_unsynced_batches_until_the_last_is_published() {
         let mut overlay = Overlay::new(Arc::default());
-        let (first, second) = (record(), record());
-        overlay.stage(LogPosition(8), vec![(key(1), first)], ());
-        overlay.stage(LogPosition(16), vec![(key(1), second.clone())], ());
+        overlay.stage(LogPosition(8), vec![(key(1), record())], ());
+        overlay.stage(LogPosition(16), vec![(key(1), Item::Gone)], ());
         overlay.publish(LogPosition(8), |_, ()| ());
-        assert!(overlay.newest(&key(1)).is_some_and(|item| item.is_same(&second)));
+        assert!(matches!(overlay.pending(&key(1)), Some(Item::Gone)));
+        assert!(matches!(overlay.visible(&key(1)), Some(Packed::Record { .. })));
         overlay.publish(LogPosition(16), |_, ()| ());
-        assert!(overlay.visible(&key(1)).is_some_and(|item| item.is_same(&second)));
+        assert!(overlay.pending(&key(1)).is_none());
+        assert!(matches!(overlay.visible(&key(1)), Some(Packed::Gone)));
     }
 }

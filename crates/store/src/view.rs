@@ -8,7 +8,7 @@
 //! anything. Each value carries a checksum over its key and itself, and whatever sled panics at is an error here.
 //!
 //! ```text
-//! value   encoded record or ledger entry | crc32 of tree, key and encoding, u32 LE
+//! value   as `packed` has it
 //! seal    number, u64 LE | crc32
 //! ```
 
@@ -17,13 +17,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
-use bytes::Bytes;
 use isle_model::{LedgerEntry, Record};
+use rustix::fs::FlockOperation;
 
 use crate::codec::{self, DecodeError};
 use crate::key_filter::KeyFilter;
 use crate::overlay::Item;
+use crate::packed::{Packed, pack, unpack, unpack_row};
 use crate::view_key::{LEDGER, RECORDS, ViewKey};
 
 /// Where the view lives. sled's own I/O does not pass through `Disk`.
@@ -122,7 +124,9 @@ fn catch<T>(ask: impl FnOnce() -> Result<T, ViewError>) -> Result<T, ViewError> 
 }
 
 const SEAL: &[u8] = b"seal";
-const CRC_BYTES: usize = 4;
+const RELEASE_POLL: Duration = Duration::from_millis(1);
+/// Five seconds: sled's threads have at most a segment to write.
+const RELEASE_POLLS_MAX: u32 = 5_000;
 
 pub(crate) fn directory_of(root: &Path, generation: u64) -> PathBuf {
     root.join(format!("view-{generation}"))
@@ -245,7 +249,7 @@ impl View {
         Ok(out)
     }
 
-    pub(crate) fn put(&self, key: &ViewKey, item: &Item) -> Result<(), ViewError> {
+    pub(crate) fn put(&self, key: &ViewKey, item: &Packed) -> Result<(), ViewError> {
         // What was never here is no tombstone to be taken out.
         let is_new = key.tree() == RECORDS && self.filter.note(key.in_tree());
         self.faults.watch(|| self.trees().put(key.in_tree(), item, is_new))
@@ -299,8 +303,30 @@ impl Drop for View {
             if let Err(error) = done {
                 tracing::error!(%error, "the view cannot be closed");
             }
+            if let Some(directory) = &self.directory
+                && let Err(error) = await_release(&directory.join("db"))
+            {
+                tracing::warn!(%error, "the view's file is still held");
+            }
         }
     }
+}
+
+/// sled's own threads may hold its file locked for a moment after it is dropped. Who opens it next, in this process, would take
+/// it for one that cannot be opened, and build another.
+#[allow(clippy::disallowed_methods, reason = "sled's files are outside the seam, and a simulation has none")]
+fn await_release(path: &Path) -> std::io::Result<()> {
+    // A view that is being replaced is removed first.
+    let Ok(file) = File::open(path) else { return Ok(()) };
+    let mut held = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
+    for _ in 0..RELEASE_POLLS_MAX {
+        if held.is_ok() {
+            break;
+        }
+        std::thread::sleep(RELEASE_POLL);
+        held = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
+    }
+    Ok(held?)
 }
 
 impl Trees {
@@ -332,58 +358,22 @@ impl Trees {
         Ok(())
     }
 
-    fn put(&self, key: &[u8], item: &Item, is_new: bool) -> Result<(), ViewError> {
+    fn put(&self, key: &[u8], item: &Packed, is_new: bool) -> Result<(), ViewError> {
         match item {
-            Item::Record(record) => {
-                self.records.insert(key, pack(RECORDS, key, &codec::encode_record(record)))?;
-                match record.is_live() {
+            Packed::Record { value, is_live } => {
+                self.records.insert(key, &value[..])?;
+                match is_live {
                     true if is_new => {}
                     true => _ = self.tombstones.remove(key)?,
                     false => _ = self.tombstones.insert(key, &[])?,
                 }
             }
-            Item::Ledger(entry) => {
-                self.ledger.insert(key, pack(LEDGER, key, &codec::encode_ledger_entry(entry)))?;
-            }
-            Item::Gone => {
+            Packed::Ledger(value) => _ = self.ledger.insert(key, &value[..])?,
+            Packed::Gone => {
                 self.records.remove(key)?;
                 self.tombstones.remove(key)?;
             }
         }
         Ok(())
     }
-}
-
-fn pack(tree: u8, key: &[u8], encoded: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(encoded.len() + CRC_BYTES);
-    out.extend_from_slice(encoded);
-    out.extend_from_slice(&checksum(tree, key, encoded).to_le_bytes());
-    out
-}
-
-fn unpack(tree: u8, key: &[u8], stored: &[u8]) -> Result<Bytes, ViewError> {
-    let sound = stored
-        .split_last_chunk::<CRC_BYTES>()
-        .filter(|(encoded, crc)| checksum(tree, key, encoded).to_le_bytes() == **crc);
-    let (encoded, _) = sound.ok_or(ViewError::Checksum { bytes: stored.len() })?;
-    Ok(Bytes::copy_from_slice(encoded))
-}
-
-fn unpack_row(tree: u8, key: &[u8], stored: &[u8]) -> Result<(ViewKey, Item), ViewError> {
-    let encoded = unpack(tree, key, stored)?;
-    let item = match tree {
-        LEDGER => Item::Ledger(Arc::new(codec::decode_ledger_entry(encoded)?)),
-        _ => Item::Record(Arc::new(codec::decode_record(encoded)?)),
-    };
-    Ok((ViewKey::from_tree(tree, key), item))
-}
-
-/// Of the key, too: a sound value under another's key is as wrong as a broken one.
-fn checksum(tree: u8, key: &[u8], encoded: &[u8]) -> u32 {
-    let mut hasher = crc32fast::Hasher::new();
-    hasher.update(&[tree]);
-    hasher.update(&(key.len() as u32).to_le_bytes());
-    hasher.update(key);
-    hasher.update(encoded);
-    hasher.finalize()
 }

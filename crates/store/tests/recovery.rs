@@ -69,7 +69,7 @@ impl State {
         if let Body::Write(w) = &delta.body {
             let current = self.record(&w.key);
             let site = Site { region: here.region, keyspace: KS, hlc: delta.hlc, lineage };
-            let applied = apply(&w.key, &current, w, site);
+            let applied = apply(&current, w.clone(), site);
             self.settle(&w.key, &current, applied, Some(delta.dot));
         }
         self.streams[here.shard.0 as usize].absorb(origin, delta, own, lineage);

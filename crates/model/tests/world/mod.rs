@@ -301,7 +301,7 @@ impl Node {
         let Body::Write(write) = &delta.body else { return };
         let held = self.records.entry(shipped.key).or_default();
         let site = Site { region: &self.region, keyspace: KEYSPACE, hlc: delta.hlc, lineage };
-        let applied = apply(&write.key, &held.record, write, site);
+        let applied = apply(&held.record, write.clone(), site);
         for (field, ops) in &shipped.exact.0 {
             held.exact.add(field, *ops);
         }

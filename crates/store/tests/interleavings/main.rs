@@ -22,6 +22,40 @@ mod log {
     pub use isle_store::log::{LogPosition, SyncError};
 }
 
+/// What waits to be drained, without its encoding: that is no matter of order.
+mod packed {
+    use std::sync::Arc;
+
+    use crate::overlay::Item;
+    use crate::view_key::ViewKey;
+
+    #[derive(Clone)]
+    pub(crate) enum Packed {
+        Record { value: Arc<[u8]> },
+        Gone,
+    }
+
+    impl Packed {
+        pub(crate) fn of(_: &ViewKey, item: &Item) -> Packed {
+            match item {
+                Item::Record(_) => Packed::Record { value: Arc::new([0]) },
+                _ => Packed::Gone,
+            }
+        }
+
+        pub(crate) fn bytes(&self) -> usize {
+            1
+        }
+
+        pub(crate) fn is_same(&self, other: &Packed) -> bool {
+            match (self, other) {
+                (Packed::Record { value: a }, Packed::Record { value: b }) => Arc::ptr_eq(a, b),
+                _ => false,
+            }
+        }
+    }
+}
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use store::{Planted, run, run_failing};
