@@ -347,9 +347,10 @@ impl Node {
         if let Some(error) = refused {
             return Err(refusal(error, version()));
         }
+        let shown = versions == Versions::Shown;
         Ok(WriteReply {
-            version: if versions == Versions::Shown { version() } else { Bytes::new() },
-            home: record.home(tree.shard(subject.shard)),
+            version: if shown { version() } else { Bytes::new() },
+            home: if shown { record.home(tree.shard(subject.shard)) } else { None },
             home_epoch: Epoch::default(),
             served_by: self.shared.me().clone(),
             replayed: false,

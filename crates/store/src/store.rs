@@ -36,7 +36,7 @@ pub struct StoreConfig {
     pub segment_bytes: u64,
     /// The newest records held in memory over the view. Writers wait when it is full.
     pub overlay_bytes_max: usize,
-    /// From how many bytes on the overlay is drained at once; below, it is drained when there is time.
+    /// From how many bytes on the overlay is drained at once; below, it is drained when a burst is over.
     pub overlay_drain_bytes: usize,
     /// sled's page cache.
     pub view_cache_bytes: u64,
@@ -56,11 +56,11 @@ impl Default for StoreConfig {
             region: Region::new("local"),
             shards: isle_model::limits::SHARDS_DEFAULT,
             segment_bytes: 64 << 20,
-            overlay_bytes_max: 256 << 20,
-            overlay_drain_bytes: 32 << 20,
+            overlay_bytes_max: 384 << 20,
+            overlay_drain_bytes: 256 << 20,
             view_cache_bytes: 64 << 20,
             checkpoint_log_bytes: 256 << 20,
-            flush_log_bytes: 64 << 20,
+            flush_log_bytes: 128 << 20,
             tail_ring_bytes: 8 << 20,
             disk_reserve_bytes: 64 << 20,
         }
@@ -80,8 +80,8 @@ impl StoreConfig {
         check((1 << 16..=1 << 31).contains(&self.segment_bytes), "segment_bytes must be 64 KiB to 2 GiB");
         check(self.overlay_bytes_max >= 1 << 20, "overlay_bytes_max must be at least 1 MiB");
         check(
-            self.overlay_drain_bytes <= self.overlay_bytes_max / 2,
-            "overlay_drain_bytes must be at most half of overlay_bytes_max",
+            self.overlay_drain_bytes <= self.overlay_bytes_max / 4 * 3,
+            "overlay_drain_bytes must be at most three quarters of overlay_bytes_max",
         );
         check(self.checkpoint_log_bytes >= self.segment_bytes, "checkpoint_log_bytes must be at least one segment");
         out

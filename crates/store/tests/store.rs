@@ -733,6 +733,40 @@ fn a_burst_is_drained_while_the_count_and_a_checkpoint_go_on() {
     assert_eq!((records, Node::open("a", &disk, 3).digest().1), (20_000, digest));
 }
 
+/// A burst of the same few keys, so that the overlay never fills.
+#[test]
+fn a_burst_is_drained_when_it_is_over_or_when_the_log_cannot_wait() {
+    let config =
+        StoreConfig { segment_bytes: 1 << 20, flush_log_bytes: 8 << 20, checkpoint_log_bytes: 1 << 30, ..config("a") };
+    let config = StoreConfig { overlay_bytes_max: 64 << 20, overlay_drain_bytes: 32 << 20, ..config };
+    let disk = Arc::new(MemoryDisk::new());
+    let mut node = Node::try_open(config, disk, ViewPlace::Temporary, 1, "boot").unwrap();
+    while node.store.maintain().unwrap() || !node.store.is_counted() {}
+    let view_position = node.store.stats().view_position;
+    let burst = |node: &mut Node| {
+        for n in 0..40 {
+            let _ = node.put(format!("k{n}").as_bytes(), &"v".repeat(40_000));
+        }
+        node.store.sync().unwrap();
+        node.store.maintain().unwrap()
+    };
+    for _ in 0..4 {
+        assert!(!burst(&mut node), "nothing is done beside a burst");
+    }
+    assert!(node.store.stats().overlay_bytes > 0);
+    let mut calls = 0;
+    while node.store.stats().overlay_bytes > 0 {
+        node.store.maintain().unwrap();
+        calls += 1;
+        assert!(calls < 30, "it is over");
+    }
+    assert_eq!(node.store.stats().view_position, view_position, "it was too little log for a flush");
+    for _ in 0..40 {
+        burst(&mut node);
+    }
+    assert!(node.store.stats().view_position > view_position, "without a flush the log can never be trimmed");
+}
+
 struct Seeded(u64);
 
 impl Seeded {
