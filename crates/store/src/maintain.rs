@@ -26,7 +26,7 @@ const STEP_ITEMS: usize = 1024;
 /// Calls with nothing else to do that find the overlay below its threshold, and no burst, before it is drained all the same.
 const PATIENCE: u32 = 5;
 /// So much log from one such call to the next, which rests for a tenth of a second in between, is a burst.
-const BURST_BYTES: u64 = 1 << 20;
+const BURST_BYTES: u64 = 512 << 10;
 /// Calls that find the log where it was before the view is flushed, so that a later start has little to replay.
 const IDLE_CALLS: u32 = 50;
 pub(crate) const VIEW_FILE: &str = "VIEW";
@@ -322,7 +322,7 @@ impl Store {
         let last = ViewKey::last(RECORDS);
         let in_view = self.memory.view.range(&start, &last).take(STEP_ITEMS);
         let mut rows = in_view.collect::<Result<BTreeMap<ViewKey, Item>, ViewError>>()?;
-        rows.keys().for_each(|key| self.memory.view.note_known(key));
+        rows.iter().for_each(|(key, item)| self.memory.view.note_known(key, item));
         let mut upto = rows.keys().next_back().filter(|_| rows.len() == STEP_ITEMS).cloned();
         for shard in &shards {
             // Of the overlay, too, only so much at a time: it may hold many times what the view does.

@@ -208,6 +208,9 @@ impl Memory {
 
     /// What readers see of a key: the overlay's published item, else the view's.
     pub(crate) fn visible(&self, shard: ShardId, key: &ViewKey) -> Result<Option<Arc<Record>>, ViewError> {
+        if self.view.denies(key) {
+            return Ok(None);
+        }
         let above = self.shard(shard).read().overlay.visible(key).cloned();
         match above.map(|packed| packed.item()).transpose()? {
             Some(Item::Record(record)) => Ok(Some(record)),
@@ -363,6 +366,9 @@ impl Workspace {
             let shard = memory.shard(self.shard).read();
             if let Some(item) = shard.overlay.pending(key) {
                 return Ok(Some(item.clone()));
+            }
+            if memory.view.denies(key) {
+                return Ok(None);
             }
             shard.overlay.visible(key).cloned()
         };
@@ -588,7 +594,7 @@ impl Workspace {
     }
 
     /// Lets it all take effect, at a log position; visible once the log is durable so far. The shard is locked by the caller.
-    pub(crate) fn stage(self, shard: &mut Shard, end: LogPosition) {
+    pub(crate) fn stage(self, memory: &Memory, shard: &mut Shard, end: LogPosition) {
         let streams: Vec<_> =
             self.streams.into_iter().map(|(keyspace, streams)| (keyspace, Arc::new(streams))).collect();
         shard.streams.extend(streams.iter().cloned());
@@ -601,6 +607,7 @@ impl Workspace {
         }
         shard.transfers.extend(self.transfers.clone());
         let with = WithBatch { tallies: self.tallies, streams, transfers: self.transfers, seq: self.seq };
+        self.changes.iter().for_each(|(key, _)| memory.view.expect(key));
         shard.overlay.stage(end, self.changes, with);
     }
 }

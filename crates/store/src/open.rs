@@ -553,7 +553,7 @@ impl Replay {
             Entry::StateDone { keyspace, cursors, .. } => work.state_done(memory, &self.tree, keyspace, &cursors),
         }
         let mut shard = memory.shard(shard).write();
-        work.stage(&mut shard, end);
+        work.stage(memory, &mut shard, end);
         shard.publish(end);
         Ok(())
     }

@@ -253,7 +253,7 @@ impl Store {
         // The shard stays locked from the append to the staging, so that no publication passes in between and misses it.
         let mut shard = self.memory.shard(work.shard).write();
         let end = self.log.append(payloads)?.end;
-        work.stage(&mut shard, end);
+        work.stage(&self.memory, &mut shard, end);
         drop(shard);
         self.wake_sync(end);
         Ok(Unsynced { end })

@@ -74,8 +74,10 @@ pub(crate) struct View {
     /// The number that the last flush was sealed by.
     seal: AtomicU64,
     faults: Arc<Faults>,
-    /// Of the records' keys.
-    filter: KeyFilter,
+    /// Keys of records, of those on their way here too.
+    records: KeyFilter,
+    /// Keys of those that are tombstones.
+    tombstones: KeyFilter,
 }
 
 struct Trees {
@@ -139,12 +141,13 @@ impl View {
             ViewPlace::Temporary => None,
         };
         let trees = catch(|| Trees::open(directory.as_deref(), cache_bytes))?;
-        let (faults, filter) = (Arc::default(), KeyFilter::default());
-        let view = View { trees: Some(trees), directory, seal: AtomicU64::new(0), faults, filter };
+        let (records, tombstones) = (KeyFilter::default(), KeyFilter::default());
+        let (seal, faults) = (AtomicU64::new(0), Arc::default());
+        let view = View { trees: Some(trees), directory, seal, faults, records, tombstones };
         let seal = view.faults.watch(|| view.trees().seal())?;
         view.seal.store(seal, Ordering::Release);
         if view.faults.watch(|| Ok(view.trees().records.iter().next().transpose()?.is_none()))? {
-            view.filter.complete();
+            view.all_known();
         }
         Ok(view)
     }
@@ -174,7 +177,7 @@ impl View {
     }
 
     pub(crate) fn record(&self, key: &ViewKey) -> Result<Option<Arc<Record>>, ViewError> {
-        if self.filter.denies(key.in_tree()) {
+        if self.denies(key) {
             return Ok(None);
         }
         self.faults.watch(|| {
@@ -250,19 +253,39 @@ impl View {
     }
 
     pub(crate) fn put(&self, key: &ViewKey, item: &Packed) -> Result<(), ViewError> {
-        // What was never here is no tombstone to be taken out.
-        let is_new = key.tree() == RECORDS && self.filter.note(key.in_tree());
-        self.faults.watch(|| self.trees().put(key.in_tree(), item, is_new))
+        self.expect(key);
+        // What was never a tombstone is none to be taken out.
+        let was_dead = !self.tombstones.denies(key.in_tree());
+        if matches!(item, Packed::Record { is_live: false, .. }) {
+            self.tombstones.note(key.in_tree());
+        }
+        self.faults.watch(|| self.trees().put(key.in_tree(), item, was_dead))
     }
 
-    /// Of a record that was here at the start.
-    pub(crate) fn note_known(&self, key: &ViewKey) {
-        self.filter.note(key.in_tree());
+    /// Whether a key is a record's, and neither here nor on its way.
+    pub(crate) fn denies(&self, key: &ViewKey) -> bool {
+        key.tree() == RECORDS && self.records.denies(key.in_tree())
+    }
+
+    /// An item of this key is staged, and will be put here.
+    pub(crate) fn expect(&self, key: &ViewKey) {
+        if key.tree() == RECORDS {
+            self.records.note(key.in_tree());
+        }
+    }
+
+    /// Of what was here at the start.
+    pub(crate) fn note_known(&self, key: &ViewKey, item: &Item) {
+        self.expect(key);
+        if matches!(item, Item::Record(record) if !record.is_live()) {
+            self.tombstones.note(key.in_tree());
+        }
     }
 
     /// Every record that was here at the start has been noted.
     pub(crate) fn all_known(&self) {
-        self.filter.complete();
+        self.records.complete();
+        self.tombstones.complete();
     }
 
     #[cfg(any(test, feature = "faults"))]
@@ -358,13 +381,13 @@ impl Trees {
         Ok(())
     }
 
-    fn put(&self, key: &[u8], item: &Packed, is_new: bool) -> Result<(), ViewError> {
+    fn put(&self, key: &[u8], item: &Packed, was_dead: bool) -> Result<(), ViewError> {
         match item {
             Packed::Record { value, is_live } => {
                 self.records.insert(key, &value[..])?;
                 match is_live {
-                    true if is_new => {}
-                    true => _ = self.tombstones.remove(key)?,
+                    true if was_dead => _ = self.tombstones.remove(key)?,
+                    true => {}
                     false => _ = self.tombstones.insert(key, &[])?,
                 }
             }
