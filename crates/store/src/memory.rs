@@ -18,7 +18,7 @@ use parking_lot::RwLock;
 use crate::entry::StateChunk;
 use crate::log::LogPosition;
 use crate::meta::{Begun, Transfers};
-use crate::overlay::{Item, Overlay};
+use crate::overlay::{self, Item, Overlay};
 use crate::packed::Packed;
 use crate::view::{View, ViewError};
 use crate::view_key::{LEDGER, RECORDS, ViewKey};
@@ -111,16 +111,15 @@ impl Shard {
         }
     }
 
-    pub(crate) fn publish(&mut self, durable: LogPosition) {
-        let Shard { overlay, published, published_transfers, published_seq, census, tallies, .. } = self;
-        overlay.publish(durable, |_, with: WithBatch| {
-            for (key, change) in with.tallies.into_iter().filter(|(key, _)| census.counts(key)) {
-                tallies.entry(key.keyspace()).or_default().add(change);
-            }
-            published.extend(with.streams);
-            published_transfers.extend(with.transfers);
-            *published_seq = with.seq;
-        });
+    /// Makes the oldest batch visible, and what goes with it.
+    pub(crate) fn publish_next(&mut self, packed: Vec<Packed>) {
+        let Some(with) = self.overlay.publish_next(packed) else { return };
+        for (key, change) in with.tallies.into_iter().filter(|(key, _)| self.census.counts(key)) {
+            self.tallies.entry(key.keyspace()).or_default().add(change);
+        }
+        self.published.extend(with.streams);
+        self.published_transfers.extend(with.transfers);
+        self.published_seq = with.seq;
     }
 }
 
@@ -204,6 +203,18 @@ impl Memory {
 
     pub(crate) fn overlay_bytes(&self) -> usize {
         self.overlay_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Makes every batch at or below `durable` visible, the oldest first. One caller at a time. The lock is let go between two, so
+    /// that neither reader nor writer waits for all of them.
+    pub(crate) fn publish(&self, durable: LogPosition) {
+        for shard in &self.shards {
+            let due = || shard.read().overlay.due(durable);
+            while let Some(changes) = due() {
+                let packed = overlay::pack(&changes);
+                shard.write().publish_next(packed);
+            }
+        }
     }
 
     /// What readers see of a key: the overlay's published item, else the view's.
@@ -362,13 +373,14 @@ impl Workspace {
         if let Some(at) = self.at.get(key) {
             return Ok(Some(self.changes[*at].1.clone()));
         }
+        // Asked first, and without the lock: the sync thread may hold that.
+        if memory.view.denies(key) {
+            return Ok(None);
+        }
         let above = {
             let shard = memory.shard(self.shard).read();
             if let Some(item) = shard.overlay.pending(key) {
                 return Ok(Some(item.clone()));
-            }
-            if memory.view.denies(key) {
-                return Ok(None);
             }
             shard.overlay.visible(key).cloned()
         };

@@ -552,9 +552,8 @@ impl Replay {
             Entry::StateBegun { keyspace, from, begun, .. } => work.state_begun(memory, keyspace, &from, &begun),
             Entry::StateDone { keyspace, cursors, .. } => work.state_done(memory, &self.tree, keyspace, &cursors),
         }
-        let mut shard = memory.shard(shard).write();
-        work.stage(memory, &mut shard, end);
-        shard.publish(end);
+        work.stage(memory, &mut memory.shard(shard).write(), end);
+        memory.publish(end);
         Ok(())
     }
 
@@ -578,9 +577,9 @@ impl Replay {
     /// The memory, and the row of the incarnation that starts now.
     fn finish(self, durable: LogPosition) -> Result<(Memory, Row), OpenError> {
         let mut left_at = Vec::new();
+        self.memory.publish(durable);
         for shard in &self.memory.shards {
             let mut shard = shard.write();
-            shard.publish(durable);
             left_at.push(shard.seq);
             shard.seq = 0;
             shard.published_seq = 0;

@@ -41,7 +41,7 @@ impl Item {
 /// The changes of one batch, waiting for its fsync, with whatever else is to be published with them.
 struct Pending<T> {
     end: LogPosition,
-    changes: Vec<(ViewKey, Item)>,
+    changes: Arc<Vec<(ViewKey, Item)>>,
     with: T,
 }
 
@@ -82,23 +82,26 @@ impl<T> Overlay<T> {
                 }
             }
         }
-        self.pending.push_back(Pending { end, changes, with });
+        self.pending.push_back(Pending { end, changes: Arc::new(changes), with });
     }
 
-    /// Makes every batch at or below `durable` visible; `then` gets what was staged with it, change by change and whole.
-    pub(crate) fn publish(&mut self, durable: LogPosition, mut then: impl FnMut(&[(ViewKey, Item)], T)) {
-        while self.pending.front().is_some_and(|first| first.end <= durable) {
-            let Some(Pending { changes, with, .. }) = self.pending.pop_front() else { return };
-            then(&changes, with);
-            for (key, item) in changes {
-                self.forget_pending(&key);
-                let packed = Packed::of(&key, &item);
-                let (key_bytes, more) = (key.0.len(), packed.bytes());
-                let replaced = self.visible.insert(key, packed).map_or(0, |old| key_bytes + old.bytes());
-                self.bytes.fetch_add(more, Ordering::Relaxed);
-                self.bytes.fetch_sub(item.bytes() + replaced, Ordering::Relaxed);
-            }
+    /// The oldest batch, if it may be made visible. Its changes are packed without the lock: a writer need not wait for that.
+    pub(crate) fn due(&self, durable: LogPosition) -> Option<Arc<Vec<(ViewKey, Item)>>> {
+        self.pending.front().filter(|first| first.end <= durable).map(|first| first.changes.clone())
+    }
+
+    /// Makes the oldest batch visible, packed change by change; returns what was staged with it.
+    pub(crate) fn publish_next(&mut self, packed: Vec<Packed>) -> Option<T> {
+        let Pending { changes, with, .. } = self.pending.pop_front()?;
+        debug_assert_eq!(changes.len(), packed.len(), "it is packed by whoever publishes, one at a time");
+        for ((key, item), packed) in changes.iter().zip(packed) {
+            self.forget_pending(key);
+            let (key_bytes, more) = (key.0.len(), packed.bytes());
+            let replaced = self.visible.insert(key.clone(), packed).map_or(0, |old| key_bytes + old.bytes());
+            self.bytes.fetch_add(more, Ordering::Relaxed);
+            self.bytes.fetch_sub(item.bytes() + replaced, Ordering::Relaxed);
         }
+        Some(with)
     }
 
     fn forget_pending(&mut self, key: &ViewKey) {
@@ -145,6 +148,10 @@ impl<T> Overlay<T> {
     }
 }
 
+pub(crate) fn pack(changes: &[(ViewKey, Item)]) -> Vec<Packed> {
+    changes.iter().map(|(key, item)| Packed::of(key, item)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -152,6 +159,15 @@ mod tests {
 
     fn key(n: u8) -> ViewKey {
         ViewKey::record(KeyspaceId(1), ShardId(0), &[n])
+    }
+
+    fn publish<T>(overlay: &mut Overlay<T>, durable: LogPosition) -> usize {
+        let mut published = 0;
+        while let Some(changes) = overlay.due(durable) {
+            assert!(overlay.publish_next(pack(&changes)).is_some());
+            published += changes.len();
+        }
+        published
     }
 
     fn record() -> Item {
@@ -164,10 +180,8 @@ mod tests {
         overlay.stage(LogPosition(8), vec![(key(1), record())], ());
         assert!(overlay.visible(&key(1)).is_none());
         assert!(overlay.pending(&key(1)).is_some());
-        overlay.publish(LogPosition(7), |_, ()| panic!("nothing is durable yet"));
-        let mut published = 0;
-        overlay.publish(LogPosition(8), |changes, ()| published += changes.len());
-        assert_eq!(published, 1);
+        assert_eq!(publish(&mut overlay, LogPosition(7)), 0, "nothing is durable yet");
+        assert_eq!(publish(&mut overlay, LogPosition(8)), 1);
         assert!(overlay.visible(&key(1)).is_some());
     }
 
@@ -175,10 +189,10 @@ mod tests {
     fn a_newer_item_survives_the_draining_of_an_older_one() {
         let mut overlay = Overlay::new(Arc::default());
         overlay.stage(LogPosition(8), vec![(key(1), record())], ());
-        overlay.publish(LogPosition(8), |_, ()| ());
+        publish(&mut overlay, LogPosition(8));
         let draining = overlay.next_to_drain(None, 10);
         overlay.stage(LogPosition(16), vec![(key(1), record())], ());
-        overlay.publish(LogPosition(16), |_, ()| ());
+        publish(&mut overlay, LogPosition(16));
         overlay.drained(&draining);
         assert_eq!(overlay.next_to_drain(None, 10).len(), 1);
         let newer = overlay.next_to_drain(None, 10);
@@ -192,10 +206,10 @@ mod tests {
         let mut overlay = Overlay::new(Arc::default());
         overlay.stage(LogPosition(8), vec![(key(1), record())], ());
         overlay.stage(LogPosition(16), vec![(key(1), Item::Gone)], ());
-        overlay.publish(LogPosition(8), |_, ()| ());
+        publish(&mut overlay, LogPosition(8));
         assert!(matches!(overlay.pending(&key(1)), Some(Item::Gone)));
         assert!(matches!(overlay.visible(&key(1)), Some(Packed::Record { .. })));
-        overlay.publish(LogPosition(16), |_, ()| ());
+        publish(&mut overlay, LogPosition(16));
         assert!(overlay.pending(&key(1)).is_none());
         assert!(matches!(overlay.visible(&key(1)), Some(Packed::Gone)));
     }

@@ -282,9 +282,7 @@ impl Store {
 
     pub(crate) fn publish(&self, durable: LogPosition) {
         let _publishing = self.publishing.lock();
-        for shard in &self.memory.shards {
-            shard.write().publish(durable);
-        }
+        self.memory.publish(durable);
         self.published.fetch_max(durable.0, Ordering::AcqRel);
     }
 

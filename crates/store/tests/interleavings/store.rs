@@ -9,7 +9,7 @@ use shuttle::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use shuttle::sync::{Mutex, RwLock};
 
 use crate::log::{LogPosition, SyncError};
-use crate::overlay::{Item, Overlay};
+use crate::overlay::{Item, Overlay, pack};
 use crate::primitives::lose_wake_ups;
 use crate::sync_thread::SyncThread;
 use crate::view_key::ViewKey;
@@ -67,7 +67,9 @@ impl Store {
         };
         shard.stage(LogPosition(end), vec![(key(end), Item::Record(Arc::new(Record::new())))], end);
         if self.planted == Planted::EarlyPublication {
-            shard.publish(LogPosition(end), |_, end| _ = self.published.fetch_max(end, Ordering::SeqCst));
+            while let Some(changes) = shard.due(LogPosition(end)) {
+                note(shard.publish_next(pack(&changes)), &self.published);
+            }
         }
         drop(shard);
         thread.appended(LogPosition(end));
@@ -92,8 +94,12 @@ impl Store {
     }
 
     fn publish(&self, durable: u64) {
-        let mut shard = self.shard.write().unwrap();
-        shard.publish(LogPosition(durable), |_, end| _ = self.published.fetch_max(end, Ordering::SeqCst));
+        // As in `Memory::publish`: packed without the lock, and made visible batch by batch.
+        let due = || self.shard.read().unwrap().due(LogPosition(durable));
+        while let Some(changes) = due() {
+            let packed = pack(&changes);
+            note(self.shard.write().unwrap().publish_next(packed), &self.published);
+        }
     }
 
     fn sees(&self, end: u64) -> bool {
@@ -120,6 +126,10 @@ impl Store {
         assert!(on_disk >= end, "{end} is replied to before its fsync: {on_disk} is on the disk");
         assert!(self.sees(end), "the writer of {end} does not see what it was told");
     }
+}
+
+fn note(with: Option<u64>, published: &AtomicU64) {
+    published.fetch_max(with.unwrap(), Ordering::SeqCst);
 }
 
 /// One schedule: writers and a reader beside the sync thread, and at the end everything is durable and visible.
