@@ -145,7 +145,7 @@ impl Default for StoreLimits {
     fn default() -> Self {
         StoreLimits {
             segment_bytes: 64 << 20,
-            overlay_bytes_max: 384 << 20,
+            overlay_bytes_max: 512 << 20,
             view_cache_bytes: 64 << 20,
             checkpoint_log_bytes: 256 << 20,
             // A segment: what is prepared ahead of a burst must not be what fills the disk.

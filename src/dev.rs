@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::config::{Config, Limits, Listen, Peer};
+use crate::config::{Config, Limits, Listen, Peer, StoreLimits};
 use crate::links::Links;
 use crate::server::{self, Ports, ServerError};
 
@@ -147,6 +147,8 @@ async fn configs(
             listen: plan.listen(at),
             // Whoever presses Ctrl-C waits for this.
             limits: Limits { drain_timeout: Duration::from_secs(2), ..Limits::default() },
+            // Several regions share one machine's memory.
+            store: StoreLimits { overlay_bytes_max: 128 << 20, ..StoreLimits::default() },
             ..Config::default()
         };
         for (other_at, other) in plan.regions.iter().enumerate().filter(|(other_at, _)| *other_at != at) {

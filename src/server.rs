@@ -421,7 +421,7 @@ fn store_config(config: &Config) -> StoreConfig {
         shards: config.shards,
         segment_bytes: config.store.segment_bytes,
         overlay_bytes_max,
-        overlay_drain_bytes: overlay_bytes_max / 3 * 2,
+        overlay_drain_bytes: overlay_bytes_max / 4 * 3,
         view_cache_bytes: config.store.view_cache_bytes,
         checkpoint_log_bytes: config.store.checkpoint_log_bytes,
         disk_reserve_bytes: config.store.disk_reserve_bytes,

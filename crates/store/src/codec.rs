@@ -370,7 +370,7 @@ pub(crate) fn decode_checkpoint_header(bytes: Bytes) -> Result<Meta, DecodeError
 pub(crate) fn encode_checkpoint_chunk(items: &[(ViewKey, Item)]) -> Bytes {
     use s::checkpoint_item::Item as Stored;
     let one = |(key, item): &(ViewKey, Item)| s::CheckpointItem {
-        view_key: key.0.clone(),
+        view_key: Bytes::copy_from_slice(key.as_bytes()),
         item: match item {
             Item::Record(record) => Some(Stored::Record(convert::record(record))),
             Item::Ledger(entry) => Some(Stored::Ledger(convert::ledger_entry(entry))),

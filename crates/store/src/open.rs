@@ -36,8 +36,6 @@ pub(crate) const FORMAT: &str = "isle data directory, format 1\n";
 /// Whose data it is: another region's directory, or another number of shards, would be read as this one's.
 pub(crate) const IDENTITY_FILE: &str = "IDENTITY";
 const LOCK_FILE: &str = "LOCK";
-/// While replaying, the overlay is drained whenever it has grown to this.
-const REPLAY_OVERLAY_BYTES: usize = 16 << 20;
 
 /// What tells a restart of the process from a restart of the machine or of the mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -462,6 +460,8 @@ struct Replay {
     entries: u64,
     disk: Arc<dyn Disk>,
     mark: ViewMark,
+    /// From here on the overlay is drained. What it holds at the end is drained behind the first writes.
+    overlay_bytes: usize,
 }
 
 impl Replay {
@@ -491,7 +491,15 @@ impl Replay {
                 memory.shard(shard).write().open_losers.insert((entry.loser, entry.field.clone()));
             }
         }
-        Replay { memory, tree: meta.tree.clone(), last_incarnation: meta.last_incarnation, entries: 0, disk, mark }
+        Replay {
+            memory,
+            tree: meta.tree.clone(),
+            last_incarnation: meta.last_incarnation,
+            entries: 0,
+            disk,
+            mark,
+            overlay_bytes: config.overlay_drain_bytes,
+        }
     }
 
     fn take(&mut self, logged: log::Entry) -> Result<(), OpenError> {
@@ -509,7 +517,7 @@ impl Replay {
             return Err(OpenError::NoSuchShard { at: end, shard });
         }
         self.apply(end, writer, entry).map_err(|source| OpenError::Apply { at: end, source })?;
-        if self.memory.overlay_bytes() > REPLAY_OVERLAY_BYTES {
+        if self.memory.overlay_bytes() > self.overlay_bytes {
             self.drain()?;
         }
         Ok(())

@@ -71,7 +71,7 @@ impl<T> Overlay<T> {
     pub(crate) fn stage(&mut self, end: LogPosition, changes: Vec<(ViewKey, Item)>, with: T) {
         debug_assert!(self.pending.back().is_none_or(|last| last.end <= end));
         for (key, item) in &changes {
-            self.bytes.fetch_add(key.0.len() + item.bytes(), Ordering::Relaxed);
+            self.bytes.fetch_add(key.heap_bytes() + item.bytes(), Ordering::Relaxed);
             match self.newest.get_mut(key) {
                 Some((newest, batches)) => {
                     *newest = item.clone();
@@ -96,7 +96,7 @@ impl<T> Overlay<T> {
         debug_assert_eq!(changes.len(), packed.len(), "it is packed by whoever publishes, one at a time");
         for ((key, item), packed) in changes.iter().zip(packed) {
             self.forget_pending(key);
-            let (key_bytes, more) = (key.0.len(), packed.bytes());
+            let (key_bytes, more) = (key.heap_bytes(), packed.bytes());
             let replaced = self.visible.insert(key.clone(), packed).map_or(0, |old| key_bytes + old.bytes());
             self.bytes.fetch_add(more, Ordering::Relaxed);
             self.bytes.fetch_sub(item.bytes() + replaced, Ordering::Relaxed);
@@ -142,7 +142,7 @@ impl<T> Overlay<T> {
         for (key, item) in items {
             if self.visible.get(key).is_some_and(|now| now.is_same(item)) {
                 self.visible.remove(key);
-                self.bytes.fetch_sub(key.0.len() + item.bytes(), Ordering::Relaxed);
+                self.bytes.fetch_sub(key.heap_bytes() + item.bytes(), Ordering::Relaxed);
             }
         }
     }

@@ -56,11 +56,11 @@ impl Default for StoreConfig {
             region: Region::new("local"),
             shards: isle_model::limits::SHARDS_DEFAULT,
             segment_bytes: 64 << 20,
-            overlay_bytes_max: 384 << 20,
-            overlay_drain_bytes: 256 << 20,
+            overlay_bytes_max: 512 << 20,
+            overlay_drain_bytes: 384 << 20,
             view_cache_bytes: 64 << 20,
             checkpoint_log_bytes: 256 << 20,
-            flush_log_bytes: 128 << 20,
+            flush_log_bytes: 256 << 20,
             tail_ring_bytes: 8 << 20,
             disk_reserve_bytes: 64 << 20,
         }
@@ -441,7 +441,7 @@ impl Store {
                     break 'fill;
                 }
                 if let Item::Record(record) = item {
-                    bytes += key.0.len() + record.size();
+                    bytes += key.as_bytes().len() + record.size();
                     records.push((key.user_key(), Record::clone(&record)));
                 }
             }
