@@ -17,6 +17,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use crate::PeerConfig;
+pub use crate::replication::batch_codec::Unpacker;
 
 /// The version of this conversation. Nodes of different versions do not talk.
 pub const PROTOCOL: u32 = 1;
@@ -46,7 +47,8 @@ pub struct Hello {
     pub absorbed: Vec<Absorbed>,
 }
 
-/// Deltas, one after another, each preceded by its length (u32, little endian), compressed by zstd.
+/// Deltas, one after another, each preceded by its length (u32, little endian), compressed by zstd: those of a subscription into
+/// one frame, which is flushed behind each batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeltaBatch {
     /// Rows that the receiver may not know: to be learnt before the deltas are looked at.

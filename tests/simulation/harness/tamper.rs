@@ -16,7 +16,7 @@ use isle_model::{Body, KeyspaceId, ShardId};
 use isle_node::PeerConfig;
 use isle_node::peer::{
     Connector, DeltaBatch, FetchReply, FetchRequest, Hello, Peer, PeerError, StateReply, StateRequest, ToReceiver,
-    ToSender,
+    ToSender, Unpacker,
 };
 use isle_store::codec;
 use parking_lot::Mutex;
@@ -92,6 +92,12 @@ impl Peer for Tampered {
         let incoming = self.inner.subscribe(hello, watched(outgoing, asks_again.clone())).await?;
         let mut mangler =
             Mangler { chance: self.chance.clone(), held: None, may_lose: true, asks_again, old: VecDeque::new() };
+        let mut unpacker = Unpacker::default();
+        let alone = move |message| match message {
+            Ok(ToReceiver::Deltas(batch)) => unpacker.alone(batch).map(ToReceiver::Deltas),
+            other => other,
+        };
+        let incoming = incoming.map(alone);
         Ok(incoming.flat_map(move |message| futures::stream::iter(mangler.pass(message))).boxed())
     }
 

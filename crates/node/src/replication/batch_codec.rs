@@ -1,11 +1,18 @@
 //! Batches of deltas as they travel: each preceded by its length (u32, little endian), all compressed by zstd.
 //!
+//! The batches of one subscription are one zstd frame, flushed behind each batch: a batch of a few deltas, which is what a busy
+//! link without a backlog sends, has nothing in itself to be compressed by, and finds it in those before. A batch that answers a
+//! call is a frame of its own; an unpacker takes both.
 //! What comes in is bounded before it is unpacked, and its checksum, over the raw bytes, is checked before it is read.
+
+use std::io;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use isle_model::{Incarnation, Row};
+use zstd::stream::raw::{DParameter, Decoder, Encoder, InBuffer, Operation, OutBuffer};
+use zstd::zstd_safe;
 
-use crate::peer::DeltaBatch;
+use crate::peer::{DeltaBatch, PeerError};
 
 /// Largest batch, unpacked. One delta of a full record fits, with its ledger entries.
 pub(crate) const RAW_BYTES_MAX: usize = 32 << 20;
@@ -13,6 +20,8 @@ pub(crate) const RAW_BYTES_MAX: usize = 32 << 20;
 const DELTA_BYTES_MIN: usize = 13;
 /// Fast enough for a link on the side of everything else; higher levels save hardly more.
 const ZSTD_LEVEL: i32 = 1;
+/// What an unpacker remembers at most, as a power of two: 8 MiB. A packer of this level remembers half a MiB.
+const WINDOW_LOG_MAX: u32 = 23;
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum BatchError {
@@ -47,30 +56,115 @@ impl BatchBuilder {
         self.raw.len()
     }
 
+    /// A batch for itself.
     pub(crate) fn finish(self, rows: Vec<(Incarnation, Row)>) -> Result<DeltaBatch, BatchError> {
-        let zstd =
-            zstd::bulk::compress(&self.raw, ZSTD_LEVEL).map_err(|error| BatchError::Unpack(error.to_string()))?;
-        Ok(DeltaBatch {
-            rows,
-            count: self.count,
-            raw_len: self.raw.len() as u32,
-            crc: crc32fast::hash(&self.raw),
-            zstd: Bytes::from(zstd),
-        })
+        let zstd = zstd::bulk::compress(&self.raw, ZSTD_LEVEL)?;
+        Ok(self.packed(rows, zstd))
+    }
+
+    /// The next batch of a subscription.
+    pub(crate) fn finish_in(
+        self,
+        packer: &mut Packer,
+        rows: Vec<(Incarnation, Row)>,
+    ) -> Result<DeltaBatch, BatchError> {
+        let zstd = packer.pack(&self.raw)?;
+        Ok(self.packed(rows, zstd))
+    }
+
+    fn packed(self, rows: Vec<(Incarnation, Row)>, zstd: Vec<u8>) -> DeltaBatch {
+        let (count, raw_len, crc) = (self.count, self.raw.len() as u32, crc32fast::hash(&self.raw));
+        DeltaBatch { rows, count, raw_len, crc, zstd: Bytes::from(zstd) }
     }
 }
 
-/// The encoded deltas of a batch. They share its memory.
+impl From<io::Error> for BatchError {
+    fn from(error: io::Error) -> BatchError {
+        BatchError::Unpack(error.to_string())
+    }
+}
+
+/// Packs the batches of one subscription, in the order in which they are sent.
+pub(crate) struct Packer(Encoder<'static>);
+
+impl Packer {
+    pub(crate) fn new() -> Packer {
+        Packer(Encoder::new(ZSTD_LEVEL).expect("the level is one that there is"))
+    }
+
+    fn pack(&mut self, raw: &[u8]) -> io::Result<Vec<u8>> {
+        let mut out = vec![0; zstd_safe::compress_bound(raw.len()) + 64];
+        let mut input = InBuffer::around(raw);
+        let mut output = OutBuffer::around(&mut out[..]);
+        while input.pos() < raw.len() {
+            self.0.run(&mut input, &mut output)?;
+        }
+        let left = self.0.flush(&mut output)?;
+        debug_assert_eq!(left, 0, "the bound is zstd's own, and there is room for the frame's header");
+        let packed = output.pos();
+        out.truncate(packed);
+        Ok(out)
+    }
+}
+
+/// Unpacks the batches of one subscription, in the order in which they were packed.
+pub struct Unpacker(Decoder<'static>);
+
+impl Default for Unpacker {
+    fn default() -> Unpacker {
+        let mut decoder = Decoder::new().expect("no dictionary is asked for");
+        decoder.set_parameter(DParameter::WindowLogMax(WINDOW_LOG_MAX)).expect("the limit is one that there is");
+        Unpacker(decoder)
+    }
+}
+
+impl Unpacker {
+    /// The encoded deltas of the next batch. They share its memory.
+    pub(crate) fn unpack(&mut self, batch: &DeltaBatch) -> Result<Vec<Bytes>, BatchError> {
+        items(self.raw(batch)?, batch.count)
+    }
+
+    /// The next batch as one for itself: for whoever stands in the middle of a subscription, and changes what passes.
+    pub fn alone(&mut self, batch: DeltaBatch) -> Result<DeltaBatch, PeerError> {
+        let corrupt = |reason: String| PeerError::Corrupt { reason };
+        let raw = self.raw(&batch).map_err(|error| corrupt(error.to_string()))?;
+        let zstd = zstd::bulk::compress(&raw, ZSTD_LEVEL).map_err(|error| corrupt(error.to_string()))?;
+        Ok(DeltaBatch { zstd: zstd.into(), ..batch })
+    }
+
+    fn raw(&mut self, batch: &DeltaBatch) -> Result<Bytes, BatchError> {
+        let raw_len = batch.raw_len as usize;
+        if raw_len > RAW_BYTES_MAX {
+            return Err(BatchError::TooLarge(raw_len));
+        }
+        // One byte more than was announced: whatever comes into it is too much.
+        let mut raw = Vec::with_capacity(raw_len + 1);
+        let mut input = InBuffer::around(&batch.zstd[..]);
+        let mut output = OutBuffer::around(&mut raw);
+        loop {
+            let before = (input.pos(), output.pos());
+            self.0.run(&mut input, &mut output)?;
+            if output.pos() > raw_len {
+                return Err(BatchError::Unpack("it holds more than it announces".to_owned()));
+            }
+            if (input.pos(), output.pos()) == before {
+                break;
+            }
+        }
+        match raw.len() == raw_len && input.pos() == batch.zstd.len() {
+            true if crc32fast::hash(&raw) == batch.crc => Ok(raw.into()),
+            true => Err(BatchError::Checksum),
+            false => Err(BatchError::Unpack("it holds less than it announces".to_owned())),
+        }
+    }
+}
+
+/// The encoded deltas of a batch for itself.
 pub(crate) fn unpack(batch: &DeltaBatch) -> Result<Vec<Bytes>, BatchError> {
-    let raw_len = batch.raw_len as usize;
-    if raw_len > RAW_BYTES_MAX {
-        return Err(BatchError::TooLarge(raw_len));
-    }
-    let raw = zstd::bulk::decompress(&batch.zstd, raw_len).map_err(|error| BatchError::Unpack(error.to_string()))?;
-    if raw.len() != raw_len || crc32fast::hash(&raw) != batch.crc {
-        return Err(BatchError::Checksum);
-    }
-    let mut raw = Bytes::from(raw);
+    Unpacker::default().unpack(batch)
+}
+
+fn items(mut raw: Bytes, count: u32) -> Result<Vec<Bytes>, BatchError> {
     let mut out = Vec::new();
     while !raw.is_empty() {
         let length = raw.split_to_checked(4).ok_or(BatchError::Malformed)?;
@@ -80,7 +174,7 @@ pub(crate) fn unpack(batch: &DeltaBatch) -> Result<Vec<Bytes>, BatchError> {
         }
         out.push(raw.split_to_checked(length).ok_or(BatchError::Malformed)?);
     }
-    if out.len() == batch.count as usize { Ok(out) } else { Err(BatchError::Malformed) }
+    if out.len() == count as usize { Ok(out) } else { Err(BatchError::Malformed) }
 }
 
 trait SplitChecked: Sized {
@@ -116,6 +210,55 @@ mod tests {
         let slices: Vec<&[u8]> = items.iter().map(Vec::as_slice).collect();
         assert_eq!(unpack(&batch(&slices)).unwrap(), slices);
         assert_eq!(unpack(&batch(&[])).unwrap(), Vec::<Bytes>::new());
+    }
+
+    #[test]
+    fn the_batches_of_a_subscription_are_packed_by_what_went_before() {
+        let (mut packer, mut unpacker) = (Packer::new(), Unpacker::default());
+        let mut sizes = Vec::new();
+        for n in 0..200u32 {
+            let item = format!("delta {n} of some length, most of which is in every other delta as well");
+            let mut builder = BatchBuilder::default();
+            builder.push(item.as_bytes());
+            let batch = builder.finish_in(&mut packer, Vec::new()).unwrap();
+            sizes.push(batch.zstd.len());
+            // In between come batches of those who stand in the middle, or answer calls.
+            assert_eq!(unpack(&Unpacker::default().alone(self::batch(&[item.as_bytes()])).unwrap()).unwrap(), [&item]);
+            assert_eq!(unpacker.unpack(&batch).unwrap(), [item]);
+        }
+        assert!(sizes[1..].iter().all(|size| *size < sizes[0] / 2), "{sizes:?}");
+    }
+
+    #[test]
+    fn batches_larger_than_what_is_remembered_pass() {
+        let (mut packer, mut unpacker) = (Packer::new(), Unpacker::default());
+        let mut noise = 1u64;
+        for _ in 0..3 {
+            let item: Vec<u8> = std::iter::repeat_with(|| {
+                noise = noise.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                (noise >> 56) as u8
+            })
+            .take(3 << 20)
+            .collect();
+            let mut builder = BatchBuilder::default();
+            builder.push(&item);
+            let batch = builder.finish_in(&mut packer, Vec::new()).unwrap();
+            assert!(unpacker.unpack(&batch).unwrap()[0] == item);
+        }
+    }
+
+    #[test]
+    fn a_batch_of_a_subscription_cannot_do_without_those_before_it() {
+        let mut packer = Packer::new();
+        let mut next = || {
+            let mut builder = BatchBuilder::default();
+            builder.push(b"one delta or so, and the same again");
+            builder.finish_in(&mut packer, Vec::new()).unwrap()
+        };
+        let (first, second) = (next(), next());
+        assert!(Unpacker::default().unpack(&second).is_err());
+        let mut unpacker = Unpacker::default();
+        assert!(unpacker.unpack(&first).is_ok() && unpacker.unpack(&second).is_ok());
     }
 
     #[test]

@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 
 use crate::peer::{Connector, DeltaBatch, PeerError, ToReceiver, ToSender};
-use crate::replication::batch_codec;
+use crate::replication::batch_codec::Unpacker;
 use crate::replication::handshake::{Met, hello_for, learn, meet};
 use crate::replication::schedule::Backoff;
 use crate::shard_queue::{Absorption, Job, answer_of, delta_bytes};
@@ -130,6 +130,7 @@ impl Inbound {
             refetching: BTreeSet::new(),
             probe: None,
             probes: 0,
+            unpacker: Unpacker::default(),
         })
     }
 }
@@ -160,6 +161,7 @@ struct Session {
     refetching: BTreeSet<StreamKey>,
     probe: Option<(u64, std::time::Duration)>,
     probes: u64,
+    unpacker: Unpacker,
 }
 
 impl Session {
@@ -220,7 +222,7 @@ impl Session {
     /// Hands a batch to the shard loops, in order. What becomes of it is heard in `carry_on`.
     async fn take(&mut self, batch: DeltaBatch) -> Result<(), PeerError> {
         let corrupt = |reason: String| PeerError::Corrupt { reason };
-        let encoded = batch_codec::unpack(&batch).map_err(|error| corrupt(error.to_string()))?;
+        let encoded = self.unpacker.unpack(&batch).map_err(|error| corrupt(error.to_string()))?;
         learn(&self.shared, batch.rows)?;
         if let Some(counters) = self.shared.counters.peer(&self.origin) {
             counters.deltas_in.add(encoded.len() as u64);

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use crate::egress::egress_gate;
 use crate::peer::{Absorbed, Hello, PeerError, ToReceiver, ToSender};
-use crate::replication::batch_codec::{BatchBuilder, wire_bytes};
+use crate::replication::batch_codec::{BatchBuilder, Packer, wire_bytes};
 use crate::shared::{Confirmed, PeerSlot, Shared, StreamKey};
 
 /// About how much goes into one batch, raw.
@@ -54,6 +54,7 @@ pub(crate) struct Outbound {
     acked: BTreeMap<StreamKey, Vector>,
     last_sent: Option<Instant>,
     probes: VecDeque<(u64, LogPosition)>,
+    packer: Packer,
 }
 
 /// A batch that is sent and not confirmed.
@@ -91,6 +92,7 @@ impl Outbound {
             acked_bytes: 0,
             last_sent: None,
             probes: VecDeque::new(),
+            packer: Packer::new(),
             shared,
             peer,
         }
@@ -377,7 +379,9 @@ impl Outbound {
         }
         let (raw, count) = (builder.bytes() as u64, builder.count());
         let rows = self.unknown_rows();
-        let batch = builder.finish(rows).map_err(|error| PeerError::Corrupt { reason: error.to_string() })?;
+        let batch = builder
+            .finish_in(&mut self.packer, rows)
+            .map_err(|error| PeerError::Corrupt { reason: error.to_string() })?;
         self.sent_bytes += raw;
         self.in_flight.push_back(InFlight { from, upto: self.scanned, sum: self.sent_bytes, last });
         self.last_sent = Some(Instant::now());

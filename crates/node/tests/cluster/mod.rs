@@ -16,6 +16,7 @@ use futures::stream::BoxStream;
 use isle_model::{FieldName, Incarnation, KeyspaceId, Mutation, Region, ShardId, TokenKey, Value};
 use isle_node::peer::{
     Connector, FetchReply, FetchRequest, Hello, Peer, PeerError, StateReply, StateRequest, ToReceiver, ToSender,
+    Unpacker,
 };
 use isle_node::{
     Clock, Consistency, GetRequest, Node, NodeConfig, NodeError, Parts, PeerConfig, PreconditionAsked, RequestContext,
@@ -119,9 +120,16 @@ impl Peer for Line {
         });
         let messages = self.node()?.subscribe(hello, words.take_until(Box::pin(self.cut())).boxed())?;
         let (tampers, from) = (self.network.tampers.clone(), self.to.clone());
+        let mut unpacker = Unpacker::default();
         let messages = messages.map(move |message| {
-            let tamper = tampers.lock().get(&from).cloned();
-            tamper.map_or_else(|| message.clone(), |tamper| message.clone().map(|message| tamper(message)))
+            let message = match message? {
+                ToReceiver::Deltas(batch) => ToReceiver::Deltas(unpacker.alone(batch)?),
+                other => other,
+            };
+            Ok(match tampers.lock().get(&from).cloned() {
+                Some(tamper) => tamper(message),
+                None => message,
+            })
         });
         Ok(messages.take_until(Box::pin(self.cut())).boxed())
     }
