@@ -18,9 +18,15 @@ use crate::peer::{DeltaBatch, PeerError};
 pub(crate) const RAW_BYTES_MAX: usize = 32 << 20;
 /// A delta has its dot at least. Shorter ones would be many, and each takes a handle.
 const DELTA_BYTES_MIN: usize = 13;
-/// Fast enough for a link on the side of everything else; higher levels save hardly more.
+/// Fast enough for a link on the side of everything else; what is large by itself hardly shrinks more at higher levels.
 const ZSTD_LEVEL: i32 = 1;
-/// What an unpacker remembers at most, as a power of two: 8 MiB. A packer of this level remembers half a MiB.
+/// For small batches, which find what they have in common with those before in pieces of a few bytes.
+const ZSTD_LEVEL_DENSE: i32 = 7;
+/// From so many raw bytes on a batch tells of a burst, when time is dearer than bytes.
+const BURST_BYTES: usize = 32 << 10;
+/// So many smaller ones tell that it is over: about a quarter of a second's.
+const CALM_BATCHES: u32 = 64;
+/// What an unpacker remembers at most, as a power of two: 8 MiB. A packer remembers two at most.
 const WINDOW_LOG_MAX: u32 = 23;
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -84,27 +90,44 @@ impl From<io::Error> for BatchError {
     }
 }
 
-/// Packs the batches of one subscription, in the order in which they are sent.
-pub(crate) struct Packer(Encoder<'static>);
+/// Packs the batches of one subscription, in the order in which they are sent: densely while they are small, fast in a burst. A
+/// change between the two begins another frame.
+pub(crate) struct Packer {
+    encoder: Encoder<'static>,
+    is_dense: bool,
+    /// Small batches since the last large one.
+    calm: u32,
+}
 
 impl Packer {
     pub(crate) fn new() -> Packer {
-        Packer(Encoder::new(ZSTD_LEVEL).expect("the level is one that there is"))
+        Packer { encoder: encoder(ZSTD_LEVEL_DENSE), is_dense: true, calm: CALM_BATCHES }
     }
 
     fn pack(&mut self, raw: &[u8]) -> io::Result<Vec<u8>> {
         let mut out = vec![0; zstd_safe::compress_bound(raw.len()) + 64];
         let mut input = InBuffer::around(raw);
         let mut output = OutBuffer::around(&mut out[..]);
-        while input.pos() < raw.len() {
-            self.0.run(&mut input, &mut output)?;
+        self.calm = if raw.len() < BURST_BYTES { self.calm.saturating_add(1) } else { 0 };
+        let is_dense = self.calm >= CALM_BATCHES || (self.is_dense && self.calm > 0);
+        if is_dense != self.is_dense {
+            self.encoder.finish(&mut output, false)?;
+            self.encoder = encoder(if is_dense { ZSTD_LEVEL_DENSE } else { ZSTD_LEVEL });
+            self.is_dense = is_dense;
         }
-        let left = self.0.flush(&mut output)?;
+        while input.pos() < raw.len() {
+            self.encoder.run(&mut input, &mut output)?;
+        }
+        let left = self.encoder.flush(&mut output)?;
         debug_assert_eq!(left, 0, "the bound is zstd's own, and there is room for the frame's header");
         let packed = output.pos();
         out.truncate(packed);
         Ok(out)
     }
+}
+
+fn encoder(level: i32) -> Encoder<'static> {
+    Encoder::new(level).expect("the level is one that there is")
 }
 
 /// Unpacks the batches of one subscription, in the order in which they were packed.
@@ -227,6 +250,22 @@ mod tests {
             assert_eq!(unpacker.unpack(&batch).unwrap(), [item]);
         }
         assert!(sizes[1..].iter().all(|size| *size < sizes[0] / 2), "{sizes:?}");
+    }
+
+    #[test]
+    fn bursts_and_calm_take_turns() {
+        let (mut packer, mut unpacker) = (Packer::new(), Unpacker::default());
+        let mut turns = 0;
+        for n in 0..6 * CALM_BATCHES {
+            let was_dense = packer.is_dense;
+            let item = format!("{n} ").repeat(if n % (2 * CALM_BATCHES) == 5 { BURST_BYTES } else { 40 });
+            let mut builder = BatchBuilder::default();
+            builder.push(item.as_bytes());
+            let batch = builder.finish_in(&mut packer, Vec::new()).unwrap();
+            assert!(unpacker.unpack(&batch).unwrap() == [item]);
+            turns += u32::from(packer.is_dense != was_dense);
+        }
+        assert_eq!(turns, 6);
     }
 
     #[test]
