@@ -24,6 +24,8 @@ use crate::disk::{Disk, is_full};
 /// The most that one append may take in the log.
 const BATCH_BYTES_MAX: usize = 256 << 20;
 const PAGE: u32 = 4096;
+/// What is prepared at least, once anything is.
+const PIECE_BYTES: u32 = 2 << 20;
 /// A batch's buffer is kept for the next one, unless it has grown beyond this.
 const SCRATCH_BYTES_KEPT: usize = 4 << 20;
 
@@ -247,17 +249,28 @@ impl CommitLog {
         Ok(())
     }
 
-    /// Makes the next segment, so that no append has to. Call it now and then from a thread that may wait for the disk;
-    /// it does nothing while the current segment is mostly empty.
+    /// Makes some of the next segment, so that no append has to. Call it now and then from a thread that may wait for the disk. It
+    /// does nothing while the current segment is mostly empty, and then keeps pace, twice as fast as that fills: made in one go, a
+    /// segment of zeros holds up the sync of every commit for as long as the disk takes to write it.
     pub fn prepare_next(&self) -> Result<(), AppendError> {
         let wanted = {
             let tail = self.tail.lock();
             self.check_poison()?;
-            tail.segment.as_ref().is_some_and(|current| current.offset >= current.capacity / 4)
+            tail.segment.as_ref().map_or(0, |current| {
+                let beyond = current.offset.saturating_sub(current.capacity / 4);
+                (u64::from(self.segment_bytes) * u64::from(beyond) * 2 / u64::from(current.capacity)) as u32
+            })
         };
+        let wanted = wanted.min(self.segment_bytes);
         let mut ahead = self.ahead.lock();
-        if wanted && ahead.prepared.is_none() {
-            ahead.prepared = Some(self.prepare(&ahead, None, self.segment_bytes)?);
+        let made = ahead.prepared.as_ref().map_or(0, |prepared| prepared.capacity);
+        if wanted == 0 || made >= wanted {
+            return Ok(());
+        }
+        let next = self.segment_bytes.min(wanted.max(made + PIECE_BYTES));
+        match &mut ahead.prepared {
+            Some(prepared) => prepared.grow(next).map_err(|error| self.no_segment(&error))?,
+            None => ahead.prepared = Some(self.prepare(&ahead, None, next)?),
         }
         Ok(())
     }
