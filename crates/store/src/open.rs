@@ -205,6 +205,7 @@ fn replay_log(
         replay_from: mark.meta.position,
         known_durable,
         recent_bytes: config.tail_ring_bytes,
+        reserve_bytes: config.disk_reserve_bytes,
         ..LogOptions::new(incarnation.0)
     };
     let mut shown = |at: log::Progress| progress(Progress::ReplayingLog { bytes: at.done, of: at.total });

@@ -41,6 +41,8 @@ pub struct LogOptions {
     pub known_durable: LogPosition,
     /// How much of the newest entries is kept in memory for readers.
     pub recent_bytes: usize,
+    /// Free space of the disk that is left alone: only a run's first segment may be made of it, so that there is always a start.
+    pub reserve_bytes: u64,
 }
 
 impl LogOptions {
@@ -53,6 +55,7 @@ impl LogOptions {
             replay_from: LogPosition::ZERO,
             known_durable: LogPosition::ZERO,
             recent_bytes: 8 << 20,
+            reserve_bytes: 0,
         }
     }
 }
@@ -102,6 +105,7 @@ pub struct CommitLog {
     disk: Arc<dyn Disk>,
     incarnation: u64,
     segment_bytes: u32,
+    reserve_bytes: u64,
     // Locks are taken in this order: syncing, tail, ahead; the others alone.
     syncing: Mutex<()>,
     tail: Mutex<Tail>,
@@ -159,6 +163,7 @@ impl CommitLog {
             disk,
             incarnation: options.incarnation,
             segment_bytes: options.segment_bytes.max(LogOptions::SEGMENT_BYTES_MIN),
+            reserve_bytes: options.reserve_bytes,
             syncing: Mutex::new(()),
             tail: Mutex::new(Tail::new(end)),
             ahead: Mutex::new(Ahead {
@@ -268,6 +273,7 @@ impl CommitLog {
             return Ok(());
         }
         let next = self.segment_bytes.min(wanted.max(made + PIECE_BYTES));
+        self.check_reserve(next - made)?;
         match &mut ahead.prepared {
             Some(prepared) => prepared.grow(next).map_err(|error| self.no_segment(&error))?,
             None => ahead.prepared = Some(self.prepare(&ahead, None, next)?),
@@ -408,6 +414,10 @@ impl CommitLog {
     fn rotate(&self, tail: &mut Tail, needed: u32) -> Result<(), AppendError> {
         let capacity = self.segment_bytes.max((HEADER_BYTES + needed).next_multiple_of(PAGE));
         let mut ahead = self.ahead.lock();
+        if tail.segment.is_some() {
+            let made = ahead.prepared.as_ref().map_or(0, |prepared| prepared.capacity);
+            self.check_reserve(capacity.saturating_sub(made))?;
+        }
         let mut prepared = match ahead.prepared.take() {
             Some(prepared) => prepared,
             // Only the first segment of a run is made when all before it is durable, and may say so.
@@ -438,6 +448,13 @@ impl CommitLog {
         let header =
             Header { number: ahead.number, incarnation: self.incarnation, follows: ahead.follows, previous_end };
         Prepared::make(self.disk.as_ref(), header, capacity).map_err(|error| self.no_segment(&error))
+    }
+
+    /// Whether so much may be taken from the disk and leave the reserve.
+    fn check_reserve(&self, more: u32) -> Result<(), AppendError> {
+        let free = self.disk.free_bytes().unwrap_or_default();
+        let is_short = free.is_some_and(|free| free < self.reserve_bytes.saturating_add(u64::from(more)));
+        if self.reserve_bytes > 0 && is_short { Err(AppendError::DiskFull) } else { Ok(()) }
     }
 
     fn no_segment(&self, error: &io::Error) -> AppendError {

@@ -148,3 +148,22 @@ fn the_next_segment_is_made_while_the_current_one_fills() {
     assert!(made.windows(2).all(|pair| pair[1] - pair[0] <= 3), "{made:?}");
     assert_eq!(made[11..], [16; 4], "whole before it is needed: {made:?}");
 }
+
+/// Nobody looks at the disk between two appends of a burst: where a segment was made of the reserve, a restart had nothing to
+/// make its own of.
+#[test]
+fn segments_leave_the_reserve_alone_and_a_start_takes_it() {
+    let disk = MemoryDisk::new();
+    let reserving = |incarnation| LogOptions { reserve_bytes: 100_000, ..options(incarnation) };
+    let log = try_open(&disk, &reserving(1)).unwrap().log;
+    disk.set_capacity(Some(disk.used() + 150_000));
+    let refused = (0..).find_map(|fill| log.append(&[payload(10_000, fill)]).err()).unwrap();
+    assert_eq!(refused, AppendError::DiskFull);
+    assert_eq!(log.prepare_next(), Err(AppendError::DiskFull));
+    log.sync().unwrap();
+    let disk = disk.crash(Crash::KeepSynced, &mut |_| 0);
+    let log = try_open(&disk, &reserving(2)).unwrap().log;
+    log.append(&[payload(10, 1)]).unwrap();
+    disk.set_capacity(None);
+    (0..20).for_each(|fill| drop(log.append(&[payload(10_000, fill)]).unwrap()));
+}
