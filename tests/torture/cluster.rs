@@ -24,7 +24,7 @@ pub struct Cluster {
 impl Cluster {
     /// Starts all regions. `adjust` may add settings to each.
     pub async fn start(directory: &Path, adjust: impl Fn(Plan) -> Plan) -> Result<Cluster> {
-        let ports: Vec<u16> = REGIONS.iter().map(|_| free_ports(3)).collect();
+        let ports: Vec<u16> = (free_ports(9)..).step_by(3).take(REGIONS.len()).collect();
         let peers: Vec<u16> = ports.iter().map(|port| port + 1).collect();
         let cables = Cables::between(&peers).await?;
         let authority = Authority::new()?;

@@ -5,6 +5,7 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -35,6 +36,8 @@ pub struct Plan {
 pub struct Node {
     child: Child,
     lines: Arc<Mutex<Vec<String>>>,
+    /// They end with the pipes.
+    readers: Vec<JoinHandle<()>>,
     pub plan: Plan,
 }
 
@@ -77,9 +80,11 @@ impl Plan {
         self.settings.iter().for_each(|setting| _ = command.args(["--set", setting]));
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("isle does not start")?;
         let lines = Arc::default();
-        keep_lines(child.stdout.take().context("a pipe")?, &lines);
-        keep_lines(child.stderr.take().context("a pipe")?, &lines);
-        Ok(Node { child, lines, plan: self.clone() })
+        let readers = vec![
+            keep_lines(child.stdout.take().context("a pipe")?, &lines),
+            keep_lines(child.stderr.take().context("a pipe")?, &lines),
+        ];
+        Ok(Node { child, lines, readers, plan: self.clone() })
     }
 
     /// Starts the process, and waits until it serves. A port that somebody took meanwhile is waited for too.
@@ -99,23 +104,32 @@ impl Plan {
                 }
                 tokio::time::sleep(PAUSE).await;
             };
+            if ended {
+                node.hear_out();
+            }
             let port_taken = node.said("Address already in use").is_some();
             if !(ended && port_taken && Instant::now() < deadline) {
-                bail!("it does not serve: {}", node.tail());
+                let status = node.child.try_wait()?.map_or("it runs".to_owned(), |status| status.to_string());
+                bail!("it does not serve ({status}): {}", node.tail());
             }
         }
     }
 }
 
 #[allow(clippy::disallowed_methods, reason = "a pipe has to be emptied while the test does something else")]
-fn keep_lines(from: impl std::io::Read + Send + 'static, lines: &Arc<Mutex<Vec<String>>>) {
+fn keep_lines(from: impl std::io::Read + Send + 'static, lines: &Arc<Mutex<Vec<String>>>) -> JoinHandle<()> {
     let lines = lines.clone();
     std::thread::spawn(move || {
         BufReader::new(from).lines().map_while(Result::ok).for_each(|line| lines.lock().push(line));
-    });
+    })
 }
 
 impl Node {
+    /// Waits for the last words of a process that has ended: they may still be in the pipe.
+    fn hear_out(&mut self) {
+        self.readers.drain(..).for_each(|reader| _ = reader.join());
+    }
+
     /// The newest line that holds this.
     pub fn said(&self, text: &str) -> Option<String> {
         self.lines.lock().iter().rev().find(|line| line.contains(text)).cloned()

@@ -38,7 +38,7 @@ pub use lineage::{IncarnationTree, Lineage, Row, RowConflict};
 pub use reading::Reading;
 pub use record::{Absorbed, Field, FieldKey, FieldName, Kind, Record};
 pub use register::{FieldContext, Rank, Register, Sibling, Stamp};
-pub use stream::{Admission, Streams};
+pub use stream::{Admission, Stated, Streams};
 pub use token::{BadToken, Context, TokenKey};
 pub use value::{BadValue, Value, ValueType};
 pub use vector::Vector;

@@ -2,6 +2,10 @@
 //!
 //! A gap is waited for, never skipped; a duplicate is dropped. A tombstone goes only when every holder, in its own stream,
 //! has stated that it absorbed every dot of it, and this region has absorbed that statement.
+//!
+//! A disk that lied, or was restored, may part a region's stream in branches, and a branch that was lost may come later than
+//! what replaced it. So statements are ordered by what their speakers had absorbed of their own region, never by arrival: one
+//! that covers another replaces it, and none counts until it covers every branch that has come.
 
 use std::collections::BTreeMap;
 
@@ -18,12 +22,21 @@ pub enum Admission {
     },
 }
 
+/// A holder's statement, as it was heard.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stated {
+    /// Where it stands in the holder's stream. `None` from a store that did not note it: any other statement replaces it.
+    pub dot: Option<Dot>,
+    /// What the holder had absorbed of each region's stream, its own included.
+    pub absorbed: BTreeMap<Region, Vector>,
+}
+
 /// The streams of one keyspace and shard, as one region has absorbed them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Streams {
     applied: BTreeMap<Region, Vector>,
-    /// holder → what it last stated it had absorbed of each region's stream.
-    heard: BTreeMap<Region, BTreeMap<Region, Vector>>,
+    /// holder → the last of its statements, as far as their order is known.
+    heard: BTreeMap<Region, Stated>,
     /// The last delta of this region's own stream: `prev` of the next.
     last_own: Option<Dot>,
     /// Whether something other than a statement was absorbed since this region's last statement.
@@ -38,7 +51,7 @@ impl Streams {
     /// From stored parts. `news` is assumed: one statement too many harms nobody.
     pub fn from_parts(
         applied: BTreeMap<Region, Vector>,
-        heard: BTreeMap<Region, BTreeMap<Region, Vector>>,
+        heard: BTreeMap<Region, Stated>,
         last_own: Option<Dot>,
     ) -> Self {
         let news = !applied.is_empty();
@@ -49,8 +62,13 @@ impl Streams {
         &self.applied
     }
 
-    pub fn heard(&self) -> &BTreeMap<Region, BTreeMap<Region, Vector>> {
+    pub fn heard(&self) -> &BTreeMap<Region, Stated> {
         &self.heard
+    }
+
+    /// What a holder has stated that it had absorbed, whether or not that counts.
+    pub fn stated_by(&self, holder: &Region) -> Option<&BTreeMap<Region, Vector>> {
+        self.heard.get(holder).map(|heard| &heard.absorbed)
     }
 
     pub fn last_own(&self) -> Option<Dot> {
@@ -87,26 +105,29 @@ impl Streams {
             self.last_own = Some(delta.dot);
         }
         match &delta.body {
-            // What a branch that the disk lost had stated counts for nothing: its region has not absorbed it any more. But that
-            // the branch's end came is news, which others' tombstones may wait for; a lost branch ends, so no talk goes on.
-            Body::Statement(_) if self.is_off_the_line(origin, delta.dot, lineage) => self.news = true,
             Body::Statement(statement) => {
-                self.heard.insert(origin.clone(), statement.absorbed.iter().cloned().collect());
-                // A statement alone never causes another, or two idle regions would talk for ever.
-                self.news &= !own;
+                let order = self.hear(origin, Stated::of(delta.dot, statement), lineage);
+                // A statement alone never causes another, or two idle regions would talk for ever. But that a branch's end came
+                // is news, which others' tombstones may wait for; a lost branch ends, so no talk goes on.
+                self.news = (self.news && !own) || order == Order::Branch;
             }
             Body::Write(_) => self.news = true,
         }
     }
 
-    /// Whether a later incarnation that was heard of left this one before it issued the dot.
-    fn is_off_the_line(&self, origin: &Region, dot: Dot, lineage: Lineage<'_>) -> bool {
-        let Some(applied) = self.applied.get(origin) else { return false };
-        applied.entries().iter().any(|&(other, _)| {
-            other != dot.incarnation
-                && lineage.tree().descends(other, dot.incarnation)
-                && lineage.implied(other, dot.incarnation) < dot.seq
-        })
+    /// Keeps a statement in place of the one before it, unless it is of a branch that ended before that was made.
+    fn hear(&mut self, origin: &Region, new: Stated, lineage: Lineage<'_>) -> Order {
+        let Some(old) = self.heard.get(origin).filter(|old| old.dot.is_some()) else {
+            self.heard.insert(origin.clone(), new);
+            return Order::Successor;
+        };
+        let order = if new.had_absorbed(origin, old, lineage) { Order::Successor } else { Order::Branch };
+        // Of two branches the one that goes on from the other is newer, though it may have left it before its last statement.
+        let goes_on = |at: Dot, from: Dot| lineage.tree().descends(at.incarnation, from.incarnation);
+        if order == Order::Successor || new.dot.zip(old.dot).is_some_and(|(new, old)| goes_on(new, old)) {
+            self.heard.insert(origin.clone(), new);
+        }
+        order
     }
 
     /// Moves cursors to what a state transfer brought. A cursor never moves back.
@@ -130,8 +151,22 @@ impl Streams {
     /// Whether `holder` is known to have absorbed `dot`.
     pub fn has_absorbed(&self, holder: &Region, me: &Region, dot: Dot, lineage: Lineage<'_>) -> bool {
         let Some(origin) = lineage.region(dot.incarnation) else { return false };
-        let said = if holder == me { Some(&self.applied) } else { self.heard.get(holder) };
-        said.and_then(|said| said.get(origin)).is_some_and(|v| v.covers(dot, lineage))
+        let covers = |said: &BTreeMap<Region, Vector>| said.get(origin).is_some_and(|v| v.covers(dot, lineage));
+        if holder == me {
+            return covers(&self.applied);
+        }
+        self.heard.get(holder).is_some_and(|heard| covers(&heard.absorbed) && self.counts(holder, heard, lineage))
+    }
+
+    /// Whether a statement is of the line that its region goes on with. Of two branches, neither of which goes on from the
+    /// other, this region cannot tell the lost one; the region can, and says so once it has absorbed both.
+    fn counts(&self, holder: &Region, heard: &Stated, lineage: Lineage<'_>) -> bool {
+        let follows = |at: Dot, said: Dot| {
+            at.incarnation == said.incarnation || lineage.implied(at.incarnation, said.incarnation) >= said.seq
+        };
+        let Some(said) = heard.dot else { return false };
+        let come = self.applied.get(holder);
+        come.is_some_and(|come| come.dots().all(|at| follows(at, said) || heard.covers(holder, at, lineage)))
     }
 
     /// Whether a tombstone may be forgotten: every holder has absorbed every dot of it. A home that is still live, because
@@ -150,17 +185,45 @@ impl Streams {
     }
 }
 
+/// How a statement stands to the one that was heard before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Order {
+    /// Its speaker had absorbed the other: it says all there is to know.
+    Successor,
+    /// One of the two was made in ignorance of the other.
+    Branch,
+}
+
+impl Stated {
+    fn of(dot: Dot, statement: &Statement) -> Self {
+        Stated { dot: Some(dot), absorbed: statement.absorbed.iter().cloned().collect() }
+    }
+
+    /// Whether its speaker, once it was made, had absorbed the dot of its own region.
+    fn covers(&self, speaker: &Region, dot: Dot, lineage: Lineage<'_>) -> bool {
+        // A statement does not list itself.
+        self.dot.is_some_and(|own| Vector::of(own).covers(dot, lineage))
+            || self.absorbed.get(speaker).is_some_and(|own| own.covers(dot, lineage))
+    }
+
+    fn had_absorbed(&self, speaker: &Region, other: &Stated, lineage: Lineage<'_>) -> bool {
+        other.dot.is_none_or(|dot| self.covers(speaker, dot, lineage))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::{Epoch, Hlc, Incarnation, IncarnationTree, KeyspaceId, Row, ShardId};
 
-    fn statement(dot: Dot, prev: Option<Dot>, of: u64) -> Delta {
-        let absorbed = vec![(Region::new("b"), Vector::of(Dot::new(Incarnation(9), of)))];
+    /// `of` is what is stated of b's stream, `own` what of the speaker's.
+    fn statement(dot: Dot, of: u64, own: &[Dot]) -> Delta {
+        let own = Vector::from_entries(own.iter().map(|dot| (dot.incarnation, dot.seq)));
+        let absorbed = vec![(Region::new("b"), Vector::of(Dot::new(Incarnation(9), of))), (Region::new("c"), own)];
         Delta {
             dot,
-            prev,
+            prev: None,
             keyspace: KeyspaceId(1),
             shard: ShardId(0),
             hlc: Hlc(0),
@@ -169,23 +232,84 @@ mod tests {
         }
     }
 
+    /// Region c: incarnation 1, and what went on from it.
+    fn tree(rows: &[(u64, u64, u64)]) -> IncarnationTree {
+        let mut tree = IncarnationTree::new();
+        let row = |region, parent, left| Row { region: Region::new(region), parent, left_at: vec![left] };
+        tree.insert(Incarnation(9), row("b", None, 0)).unwrap();
+        tree.insert(Incarnation(1), row("c", None, 0)).unwrap();
+        for &(incarnation, parent, left) in rows {
+            tree.insert(Incarnation(incarnation), row("c", Some(Incarnation(parent)), left)).unwrap();
+        }
+        tree
+    }
+
+    /// How far, at a, region c has absorbed b's stream.
+    fn heard_of_b(streams: &Streams, lineage: Lineage<'_>) -> u64 {
+        let has = |seq| streams.has_absorbed(&c(), &Region::new("a"), Dot::new(Incarnation(9), seq), lineage);
+        (1..=99).rev().find(|seq| has(*seq)).unwrap_or(0)
+    }
+
+    fn c() -> Region {
+        Region::new("c")
+    }
+
     /// A disk lied: incarnation 1 had stated up to seq 14, its successor left it at 12 and has stated since. The lost statement
     /// comes last, from a survivor, and took the place of the newer one: the region's tombstones then waited for ever, and
     /// those of the others for word that the lost one had come.
     #[test]
     fn a_lost_branch_s_statement_does_not_replace_its_successor_s() {
-        let mut tree = IncarnationTree::new();
-        let row = |parent, left| Row { region: Region::new("c"), parent, left_at: vec![left] };
-        tree.insert(Incarnation(1), row(None, 0)).unwrap();
-        tree.insert(Incarnation(2), row(Some(Incarnation(1)), 12)).unwrap();
-        tree.insert(Incarnation(9), Row { region: Region::new("b"), parent: None, left_at: vec![0] }).unwrap();
-        let (c, lineage) = (Region::new("c"), tree.shard(ShardId(0)));
+        let tree = tree(&[(2, 1, 12)]);
+        let lineage = tree.shard(ShardId(0));
         let (lost, newer) = (Dot::new(Incarnation(1), 14), Dot::new(Incarnation(2), 1));
         let mut streams = Streams::new();
-        streams.absorb(&c, &statement(newer, None, 30), false, lineage);
+        streams.absorb(&c(), &statement(newer, 30, &[]), false, lineage);
         assert!(streams.statement().is_none(), "a statement alone causes none");
-        streams.absorb(&c, &statement(lost, None, 5), false, lineage);
-        assert!(streams.has_absorbed(&c, &Region::new("a"), Dot::new(Incarnation(9), 30), lineage));
+        assert_eq!(heard_of_b(&streams, lineage), 30);
+        streams.absorb(&c(), &statement(lost, 5, &[]), false, lineage);
         assert!(streams.statement().is_some(), "others may wait to hear that the lost one has come");
+        let last = Dot::new(Incarnation(2), 2);
+        streams.absorb(&c(), &statement(last, 31, &[newer, lost]), false, lineage);
+        assert_eq!(heard_of_b(&streams, lineage), 31);
+    }
+
+    /// Region c was restored from a copy that was older than its last start: incarnation 3 goes on from 1 as the lost
+    /// incarnation 2 did, and neither from the other. The lost one's statements came later, from a survivor, and took the
+    /// place of the newer ones, and what they said counted though c did not hold it any more.
+    #[test]
+    fn no_statement_of_two_branches_counts_until_one_covers_both() {
+        let tree = tree(&[(2, 1, 12), (3, 1, 10)]);
+        let lineage = tree.shard(ShardId(0));
+        let (lost, newer) = (Dot::new(Incarnation(2), 4), Dot::new(Incarnation(3), 14));
+        for order in [[lost, newer], [newer, lost]] {
+            let mut streams = Streams::new();
+            for dot in order {
+                streams.absorb(&c(), &statement(dot, 20, &[]), false, lineage);
+            }
+            assert_eq!(heard_of_b(&streams, lineage), 0, "nobody can tell which of the two was lost");
+            let last = Dot::new(Incarnation(3), 15);
+            streams.absorb(&c(), &statement(last, 25, &[newer, lost]), false, lineage);
+            assert_eq!(heard_of_b(&streams, lineage), 25);
+            // More of the lost branch turns up, which c has not heard of yet.
+            streams.absorb(&c(), &statement(Dot::new(Incarnation(2), 5), 90, &[]), false, lineage);
+            assert_eq!(heard_of_b(&streams, lineage), 0);
+            assert!(streams.statement().is_some(), "c waits to hear of it");
+            let last = Dot::new(Incarnation(3), 16);
+            streams.absorb(&c(), &statement(last, 26, &[newer, Dot::new(Incarnation(2), 5)]), false, lineage);
+            assert_eq!(heard_of_b(&streams, lineage), 26);
+        }
+    }
+
+    #[test]
+    fn a_statement_without_its_place_counts_for_nothing_and_any_replaces_it() {
+        let tree = tree(&[]);
+        let lineage = tree.shard(ShardId(0));
+        let absorbed: BTreeMap<_, _> = [(Region::new("b"), Vector::of(Dot::new(Incarnation(9), 40)))].into();
+        let applied = BTreeMap::from([(c(), Vector::of(Dot::new(Incarnation(1), 3)))]);
+        let heard = BTreeMap::from([(c(), Stated { dot: None, absorbed })]);
+        let mut streams = Streams::from_parts(applied, heard, None);
+        assert_eq!(heard_of_b(&streams, lineage), 0);
+        streams.absorb(&c(), &statement(Dot::new(Incarnation(1), 4), 30, &[]), false, lineage);
+        assert_eq!(heard_of_b(&streams, lineage), 30);
     }
 }

@@ -333,8 +333,8 @@ fn outdated(batch: &mut Batch<'_>, from: &Region, chunk: &StateChunk) -> bool {
     let lineage = tree.shard(chunk.shard);
     let nothing = Vector::new();
     let streams = batch.streams(chunk.keyspace);
-    let Some(heard) = streams.heard().get(from) else { return false };
-    heard.iter().any(|(origin, stated)| {
+    let Some(stated) = streams.stated_by(from) else { return false };
+    stated.iter().any(|(origin, stated)| {
         let absorbed = chunk.absorbed.iter().find(|(region, _)| region == origin).map_or(&nothing, |(_, v)| v);
         !absorbed.covers_all(stated, lineage)
     })

@@ -342,7 +342,7 @@ async fn a_stream_with_an_unreadable_delta_stands_still_and_lags_until_a_state_c
     let shard = |key: &str| isle_model::ShardId::of(KEYSPACE, key.as_bytes(), cluster::SHARDS);
     let cursor = |node: &isle_node::Node, of: &str| {
         let streams = node.store().streams(KEYSPACE, shard("key"));
-        streams.heard().get(&Region::new(of)).and_then(|said| said.get(&Region::new("a"))).cloned().unwrap_or_default()
+        streams.stated_by(&Region::new(of)).and_then(|said| said.get(&Region::new("a"))).cloned().unwrap_or_default()
     };
     assert!(cursor(cluster.node("a"), "b").get(held.dot.incarnation) < held.dot.seq, "b states what it does not have");
 

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use bytes::{Buf, Bytes, BytesMut};
 use isle_model::limits::KEY_BYTES_MAX;
 use isle_model::{
-    Delta, Dot, Hlc, Incarnation, IncarnationTree, KeyspaceId, LedgerEntry, Record, Region, ShardId, Streams, Vector,
-    planted,
+    Delta, Dot, Hlc, Incarnation, IncarnationTree, KeyspaceId, LedgerEntry, Record, Region, ShardId, Stated, Streams,
+    Vector, planted,
 };
 use isle_proto::convert::{self, Unsound};
 use isle_proto::{backward, storage as s, weight};
@@ -253,7 +253,11 @@ fn meta(meta: &Meta) -> s::Meta {
         heard: streams
             .heard()
             .iter()
-            .map(|(holder, said)| s::Heard { holder: holder.to_string(), absorbed: convert::absorbed(said) })
+            .map(|(holder, heard)| s::Heard {
+                holder: holder.to_string(),
+                absorbed: convert::absorbed(&heard.absorbed),
+                dot: heard.dot.map(convert::dot),
+            })
             .collect(),
         last_own: streams.last_own().map(convert::dot),
     };
@@ -310,7 +314,8 @@ fn to_streams(from: s::StreamState) -> Result<((KeyspaceId, ShardId), Streams), 
     };
     let mut heard = BTreeMap::new();
     for holder in from.heard {
-        heard.insert(convert::to_region(&holder.holder)?, to_map(holder.absorbed)?);
+        let dot = holder.dot.map(convert::to_dot).transpose()?;
+        heard.insert(convert::to_region(&holder.holder)?, Stated { dot, absorbed: to_map(holder.absorbed)? });
     }
     let last_own: Option<Dot> = from.last_own.map(convert::to_dot).transpose()?;
     let streams = Streams::from_parts(to_map(from.applied)?, heard, last_own);

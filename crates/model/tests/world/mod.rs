@@ -784,7 +784,7 @@ impl World {
     fn is_behind(&self, n: usize, other: usize) -> bool {
         let (node, other) = (&self.nodes[n], &self.nodes[other]);
         (0..SHARDS as usize).any(|shard| {
-            let Some(said) = other.streams[shard].heard().get(&node.region) else { return false };
+            let Some(said) = other.streams[shard].stated_by(&node.region) else { return false };
             let stated: Vec<_> = said.iter().map(|(r, v)| (r.clone(), v.clone())).collect();
             node.streams[shard].is_behind(&stated, node.tree.shard(ShardId(shard as u32)))
         })

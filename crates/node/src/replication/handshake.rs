@@ -28,8 +28,8 @@ pub(crate) fn hello_for(shared: &Shared, peer: &Region) -> Hello {
     };
     for ((keyspace, shard), streams) in streams {
         hello.cursors.push((keyspace, shard, streams.cursor(peer)));
-        if let Some(heard) = streams.heard().get(peer) {
-            hello.stated.push((keyspace, shard, heard.clone().into_iter().collect()));
+        if let Some(stated) = streams.stated_by(peer) {
+            hello.stated.push((keyspace, shard, stated.clone().into_iter().collect()));
         }
         hello.absorbed.push((keyspace, shard, streams.applied().clone().into_iter().collect()));
     }
@@ -182,7 +182,7 @@ fn is_complete(shared: &Shared, hello: &Hello) -> bool {
                 .unwrap_or(&nothing)
                 .covers_all(wanted, lineage)
         };
-        let stated = streams.heard().get(&hello.region);
+        let stated = streams.stated_by(&hello.region);
         has(&hello.region, &streams.cursor(&hello.region))
             && stated.into_iter().flatten().all(|(origin, vector)| has(origin, vector))
     })

@@ -461,7 +461,7 @@ fn restate_what_was_missed(shared: &Shared, hello: &Hello) {
         hello.stated.iter().find(of_stream).map(|(_, _, stated)| stated.iter().cloned().collect::<BTreeMap<_, _>>())
     };
     for (stream, streams) in shared.store.all_streams() {
-        if let Some(said) = streams.heard().get(shared.me())
+        if let Some(said) = streams.stated_by(shared.me())
             && heard(stream).as_ref() != Some(said)
         {
             shared.restate.lock().insert(stream);

@@ -414,7 +414,7 @@ impl Repair {
         for (stream, streams) in shared.store.all_streams() {
             let lineage = tree.shard(stream.1);
             for (holder, said) in streams.heard().iter().filter(|(holder, _)| *holder != shared.me()) {
-                for (origin, vector) in said {
+                for (origin, vector) in &said.absorbed {
                     if !streams.cursor(origin).covers_all(vector, lineage) && self.will_not_send(origin) {
                         out.entry((origin.clone(), stream)).or_default().push(holder.clone());
                     }

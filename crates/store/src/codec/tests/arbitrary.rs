@@ -1,8 +1,8 @@
 //! Any sound value of what is stored.
 
 use isle_model::{
-    Body, Counter, Covered, Epoch, Fate, Field, FieldKey, FieldName, Generation, Kind, Register, Sibling, Statement,
-    Total, Value, ValueType, Write,
+    Body, Counter, Covered, Epoch, Fate, Field, FieldKey, FieldName, Generation, Kind, Register, Sibling, Stated,
+    Statement, Total, Value, ValueType, Write,
 };
 use proptest::collection::{btree_map, vec};
 use proptest::option;
@@ -186,7 +186,8 @@ pub fn entry() -> impl Strategy<Value = Entry> {
 
 fn streams() -> impl Strategy<Value = Streams> {
     let said = || btree_map(region(), vector(), 0..3);
-    (said(), btree_map(region(), said(), 0..3), option::of(dot()))
+    let heard = (option::of(dot()), said()).prop_map(|(dot, absorbed)| Stated { dot, absorbed });
+    (said(), btree_map(region(), heard, 0..3), option::of(dot()))
         .prop_map(|(applied, heard, last_own)| Streams::from_parts(applied, heard, last_own))
 }
 

@@ -121,12 +121,20 @@ fn rows() -> Vec<(Incarnation, Row)> {
 }
 
 fn meta() -> Meta {
+    meta_where(None)
+}
+
+/// `dot` is where a holder's statement stands.
+fn meta_where(dot: Option<Dot>) -> Meta {
     let mut tree = IncarnationTree::new();
     for (incarnation, row) in rows() {
         tree.insert(incarnation, row).unwrap();
     }
     let applied: BTreeMap<_, _> = absorbed().into_iter().collect();
-    let heard = BTreeMap::from([(west(), applied.clone()), (east(), BTreeMap::new())]);
+    let heard = BTreeMap::from([
+        (west(), Stated { dot, absorbed: applied.clone() }),
+        (east(), Stated { dot: None, absorbed: BTreeMap::new() }),
+    ]);
     let streams = Streams::from_parts(applied, heard, Some(Dot::new(A, 131)));
     Meta {
         position: LogPosition(0x0000_0003_0000_1000),
@@ -237,6 +245,12 @@ fn all() -> Vec<Frozen> {
         frozen("view_mark", view_mark(), encode_view_mark, decode_view_mark),
         frozen("view_mark_facts", view_mark_with_facts(), encode_view_mark, decode_view_mark),
         frozen("checkpoint_header", meta(), encode_checkpoint_header, decode_checkpoint_header),
+        frozen(
+            "checkpoint_header_heard",
+            meta_where(Some(Dot::new(B, 9))),
+            encode_checkpoint_header,
+            decode_checkpoint_header,
+        ),
         frozen("checkpoint_header_first", Meta::empty(4), encode_checkpoint_header, decode_checkpoint_header),
         frozen("checkpoint_chunk", checkpoint_chunk(), |chunk| encode_chunk(chunk), decode_chunk),
         frozen(
