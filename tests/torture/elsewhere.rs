@@ -36,23 +36,25 @@ const LINES_KEPT: usize = 30;
 pub async fn run(program: &Program, share: Duration) -> Vec<Row> {
     let began = Instant::now();
     let row = |name: &str, outcome, notes| Row { name: name.to_owned(), outcome, took: began.elapsed(), notes };
-    let failed = |why: String, lines: VecDeque<String>| {
-        let notes = std::iter::once(why).chain(lines).collect();
-        row(program.name, Outcome::Ran(Tally { tried: 1, survived: 0, lost: 1 }), notes)
-    };
+    let failed = |notes: Vec<String>| row(program.name, Outcome::Ran(Tally { tried: 1, survived: 0, lost: 1 }), notes);
     let ended = match Running::start(program, share) {
         Ok(mut running) => running.ended(share + BUILT_WITHIN).await.map(|good| (good, running.said())),
         Err(error) => Err(error),
     };
     let (good, lines) = match ended {
         Ok(ended) => ended,
-        Err(error) => return vec![failed(error.to_string(), VecDeque::new())],
+        Err(error) => return vec![failed(vec![error.to_string()])],
     };
     let tallies: Vec<_> = lines.iter().filter_map(|line| Tally::read(line)).collect();
     let mut rows: Vec<Row> = tallies.into_iter().map(|(name, tally)| row(&name, Outcome::Ran(tally), vec![])).collect();
     if !good || rows.is_empty() {
-        let tail = lines.into_iter().rev().take(LINES_KEPT).rev().collect();
-        rows.push(failed(format!("cargo test {} failed", program.arguments.join(" ")), tail));
+        let mut notes = vec![format!("cargo test {} failed", program.arguments.join(" "))];
+        notes.extend(lines.into_iter().rev().take(LINES_KEPT).rev());
+        // A scenario that says itself what it lost is not counted twice.
+        match rows.iter_mut().find(|row| !row.is_good()) {
+            Some(row) => row.notes = notes,
+            None => rows.push(failed(notes)),
+        }
     }
     rows
 }
