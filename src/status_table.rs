@@ -113,6 +113,12 @@ fn row_of_node(error: &NodeError) -> Row {
         NodeError::SessionNotReached { incarnation } => Row::new(Code::Unavailable, Reason::SessionNotReached)
             .fact("incarnation", incarnation)
             .retry_after(Duration::from_millis(100)),
+        NodeError::StalenessBoundExceeded { staleness, .. } => {
+            let row =
+                Row::new(Code::Unavailable, Reason::StalenessBoundExceeded).retry_after(Duration::from_millis(500));
+            let lag_ms = staleness.map(|staleness| staleness.as_millis());
+            lag_ms.into_iter().fold(row, |row, lag_ms| row.fact("lag_ms", lag_ms))
+        }
         NodeError::Overloaded { what, retry_after } => {
             Row::new(Code::ResourceExhausted, Reason::QueueFull).quota(what).retry_after(*retry_after)
         }

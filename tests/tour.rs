@@ -58,6 +58,15 @@ fn cities_imported_during_a_cut_are_everywhere_after_healing() {
     done(&isle_at(&endpoint(&cluster, 1), &["put", "default", "note", "written alone"]));
     assert_eq!(get(&cluster, 1, "note")["value"], "written alone");
 
+    // Whoever allows little age only is told how old it is, and not shown.
+    let bounded = |span: &str| isle_at(&endpoint(&cluster, 1), &["get", "default", "note", "--consistency", span]);
+    eventually("a read that is too old", || match bounded("bounded=200ms").status.success() {
+        true => Err("it is served".to_owned()),
+        false => Ok(()),
+    });
+    assert_eq!(failed(&bounded("bounded=200ms"), 1)["reason"], "STALENESS_BOUND_EXCEEDED");
+    assert_eq!(done(&bounded("bounded=1h"))["value"], "written alone");
+
     done(&cluster.isle(&["link", "heal"]));
     let status = eventually("agreement", || agreed(&cluster, cities + 1));
     assert_eq!(status["cluster"], "dev");

@@ -11,7 +11,7 @@ use crate::{output, units};
 pub struct Get {
     keyspace: String,
     key: String,
-    /// eventual, session, bounded=2s or strong (only eventual is served yet)
+    /// eventual, bounded=2s, session or strong (the last two are not served yet)
     #[arg(long, value_parser = consistency, value_name = "LEVEL")]
     consistency: Option<ReadOptions>,
 }

@@ -131,9 +131,11 @@ impl Kv for KvService {
             let asked = GetRequest { keyspace: keyspace.clone(), key: key.clone(), consistency };
             let result = match self.node.get(&context, asked).await {
                 // What is wrong with the whole call is wrong with every item.
-                Err(error @ (NodeError::UnknownKeyspace { .. } | NodeError::Unimplemented { .. })) => {
-                    return Err(of_node(&error));
-                }
+                Err(
+                    error @ (NodeError::UnknownKeyspace { .. }
+                    | NodeError::Unimplemented { .. }
+                    | NodeError::StalenessBoundExceeded { .. }),
+                ) => return Err(of_node(&error)),
                 Err(error) => failed_get(item_of_node(&error)),
                 Ok(reply) => {
                     header.get_or_insert_with(|| batch_header(&self.node, reply.staleness));

@@ -40,6 +40,9 @@ pub enum NodeError {
     /// The token names writes that this region has not heard of. Try again, or ask the region that gave it.
     #[error("this region has not reached what the token saw (incarnation {incarnation} is unknown here)")]
     SessionNotReached { incarnation: Incarnation },
+    /// The read allows less. Ask another region, allow more, or try again.
+    #[error("this region may be {} behind, the read allows {} ms", shown(.staleness), .bound.as_millis())]
+    StalenessBoundExceeded { bound: Duration, staleness: Option<Duration> },
     #[error("field {name:?} is a live {there:?} field, not a {asked:?}")]
     WrongKind { name: FieldName, there: Kind, asked: Kind },
     #[error("the key exists")]
@@ -51,4 +54,9 @@ pub enum NodeError {
     /// The storage could not be read.
     #[error("reading failed: {reason}")]
     ReadFailed { reason: String },
+}
+
+/// How far behind; `None` where some region has not been heard since the start.
+fn shown(staleness: &Option<Duration>) -> String {
+    staleness.map_or_else(|| "any time".to_owned(), |span| format!("{} ms", span.as_millis()))
 }

@@ -391,7 +391,7 @@ impl Node {
     }
 
     pub async fn get(&self, ctx: &RequestContext, request: GetRequest) -> Result<GetReply, NodeError> {
-        let keyspace = self.readable(ctx, &request.keyspace, request.consistency)?;
+        let (keyspace, staleness) = self.readable(ctx, &request.keyspace, request.consistency)?;
         write::check_key(&request.key).map_err(|error| refusal(error, Bytes::new()))?;
         let record = self.shared.store.get(keyspace, &request.key).map_err(read_failed)?.unwrap_or_default();
         let tree = self.shared.store.tree();
@@ -401,7 +401,7 @@ impl Node {
             served_by: self.shared.me().clone(),
             home: reading.home.clone(),
             home_epoch: Epoch::default(),
-            staleness: self.staleness(),
+            staleness,
             reading: reading.found().then_some(reading),
         })
     }
@@ -412,7 +412,7 @@ impl Node {
 
     /// Live records of [start, end) in key order. Not a snapshot.
     pub async fn scan(&self, ctx: &RequestContext, request: ScanRequest) -> Result<ScanReply, NodeError> {
-        let keyspace = self.readable(ctx, &request.keyspace, request.consistency)?;
+        let (keyspace, staleness) = self.readable(ctx, &request.keyspace, request.consistency)?;
         let (start, end) = (&request.start, request.end.as_deref());
         let page =
             self.shared.store.scan(keyspace, start, end, request.limit, request.bytes_max).map_err(read_failed)?;
@@ -422,32 +422,31 @@ impl Node {
             version: self.version(&record, &tree, keyspace, &key),
             key,
         });
-        Ok(ScanReply {
-            rows: rows.collect(),
-            next: page.next,
-            served_by: self.shared.me().clone(),
-            staleness: self.staleness(),
-        })
+        Ok(ScanReply { rows: rows.collect(), next: page.next, served_by: self.shared.me().clone(), staleness })
     }
 
+    /// The keyspace, and how old what is read there from now on may be.
     fn readable(
         &self,
         ctx: &RequestContext,
         keyspace: &str,
         consistency: Consistency,
-    ) -> Result<KeyspaceId, NodeError> {
+    ) -> Result<(KeyspaceId, Option<Duration>), NodeError> {
         self.shared.check_serving()?;
         if ctx.is_expired() {
             return Err(NodeError::DeadlineExpired);
         }
+        // Measured before the read: what is absorbed in between makes it fresher than is said, never older.
+        let staleness = self.staleness();
         match consistency {
             Consistency::Eventual => {}
+            Consistency::Bounded(bound) if staleness.is_some_and(|staleness| staleness <= bound) => {}
+            Consistency::Bounded(bound) => return Err(NodeError::StalenessBoundExceeded { bound, staleness }),
             Consistency::Session => return Err(NodeError::Unimplemented { what: "consistency=session" }),
-            Consistency::Bounded(_) => return Err(NodeError::Unimplemented { what: "consistency=bounded" }),
             Consistency::Strong => return Err(NodeError::Unimplemented { what: "consistency=strong" }),
         }
         self.shared.counters.reads.add(1);
-        Ok(self.keyspace(keyspace)?.id)
+        Ok((self.keyspace(keyspace)?.id, staleness))
     }
 
     fn keyspace(&self, name: &str) -> Result<&Keyspace, NodeError> {

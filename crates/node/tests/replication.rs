@@ -9,7 +9,7 @@ use std::time::Duration;
 use cluster::{Cluster, KEYSPACE, delete, increment, put, tombstones, until};
 use isle_model::{Fate, Region};
 use isle_node::peer::{DeltaBatch, ToReceiver};
-use isle_node::{LinkState, NodeError, NodeState, PeerStatus};
+use isle_node::{Consistency, LinkState, NodeError, NodeState, PeerStatus};
 use isle_store::disk::Crash;
 use tokio::time::Instant;
 
@@ -31,6 +31,50 @@ async fn a_write_reaches_every_region() {
     .await;
     assert!(cluster.node("a").counters().peer(&Region::new("b")).unwrap().egress_bytes.get() > 0);
     cluster.shutdown().await;
+}
+
+/// What the other regions wrote while they were out of sight is not there, and a reader who allows less is told so.
+#[tokio::test(start_paused = true)]
+async fn a_bounded_read_is_refused_rather_than_older_than_it_allows() {
+    let cluster = Cluster::new(&THREE);
+    let alone = Cluster::new(&["a"]);
+    let bound = Duration::from_secs(3);
+    let read = async |cluster: &Cluster| cluster.read("a", "key", Consistency::Bounded(bound)).await;
+    assert_eq!(read(&alone).await.unwrap().staleness, Some(Duration::ZERO), "nobody else writes there");
+    let unheard = NodeError::StalenessBoundExceeded { bound, staleness: None };
+    assert_eq!(read(&cluster).await.unwrap_err(), unheard, "nobody has been heard yet");
+    cluster.put("b", "key", "1").await.unwrap();
+    cluster.converge(1).await;
+    until("all have been heard", || cluster.node("a").status().peers.iter().all(|peer| peer.staleness.is_some())).await;
+    let fresh = read(&cluster).await.unwrap();
+    assert!(fresh.reading.is_some() && fresh.staleness.unwrap() <= bound, "{:?}", fresh.staleness);
+    cluster.cut("a", "b");
+    let cut_at = Instant::now();
+    cluster.put("b", "key", "2").await.unwrap();
+    let written_at = Instant::now();
+    loop {
+        match read(&cluster).await {
+            // It has to have been read while what is there was the newest, or little before.
+            Ok(_) => assert!(written_at.elapsed() <= bound, "{:?} after the write", written_at.elapsed()),
+            Err(error) => {
+                let NodeError::StalenessBoundExceeded { staleness: Some(staleness), .. } = error else {
+                    panic!("{error}")
+                };
+                assert!(staleness > bound && staleness <= cut_at.elapsed() + bound, "{staleness:?}");
+                break;
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(cluster.get("a", "key").await.as_deref(), Some("1"), "who allows any age is answered");
+    cluster.heal();
+    cluster.converge(1).await;
+    while read(&cluster).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(cluster.get("a", "key").await.as_deref(), Some("2"));
+    cluster.shutdown().await;
+    alone.shutdown().await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -19,8 +19,8 @@ use isle_node::peer::{
     Unpacker,
 };
 use isle_node::{
-    Clock, Consistency, GetRequest, Node, NodeConfig, NodeError, Parts, PeerConfig, PreconditionAsked, RequestContext,
-    SyncDriver, WriteReply, WriteRequest,
+    Clock, Consistency, GetReply, GetRequest, Node, NodeConfig, NodeError, Parts, PeerConfig, PreconditionAsked,
+    RequestContext, SyncDriver, WriteReply, WriteRequest,
 };
 use isle_store::disk::{Crash, MemoryDisk};
 use isle_store::{BootIdentity, Store, StoreConfig, ViewPlace};
@@ -268,14 +268,14 @@ impl Cluster {
         put(self.node(region), key, value).await
     }
 
+    pub async fn read(&self, region: &str, key: &str, consistency: Consistency) -> Result<GetReply, NodeError> {
+        let key = Bytes::copy_from_slice(key.as_bytes());
+        let request = GetRequest { keyspace: "default".to_owned(), key, consistency };
+        self.node(region).get(&RequestContext::default(), request).await
+    }
+
     pub async fn get(&self, region: &str, key: &str) -> Option<String> {
-        let request = GetRequest {
-            keyspace: "default".to_owned(),
-            key: Bytes::copy_from_slice(key.as_bytes()),
-            consistency: Consistency::Eventual,
-        };
-        let reply = self.node(region).get(&RequestContext::default(), request).await.unwrap();
-        let reading = reply.reading?;
+        let reading = self.read(region, key, Consistency::Eventual).await.unwrap().reading?;
         let (_, siblings) = reading.values.first()?;
         Some(String::from_utf8(siblings[0].value.bytes.to_vec()).unwrap())
     }
