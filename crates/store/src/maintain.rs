@@ -23,6 +23,8 @@ use crate::view_key::{RECORDS, ViewKey};
 
 /// Items drained, counted or written in one step.
 const STEP_ITEMS: usize = 1024;
+/// And about so much of them: an item may be a thousand times as large as another.
+const STEP_BYTES: usize = 8 << 20;
 /// Calls with nothing else to do that find the overlay below its threshold, and no burst, before it is drained all the same.
 const PATIENCE: u32 = 5;
 /// So much log from one such call to the next, which rests for a tenth of a second in between, is a burst.
@@ -156,7 +158,9 @@ impl Store {
     fn step(&self, state: &mut Maintenance) -> Result<bool, MaintainError> {
         let walking = !self.is_counted() || state.checkpoint.is_some();
         let crowded = self.memory.overlay_bytes() >= self.config.overlay_drain_bytes;
-        if state.pass.is_none() && (crowded || (!walking && self.pass_is_due(state))) {
+        // A walk may last for minutes: it does not keep the log from being trimmed.
+        let is_due = crowded || self.flush_is_due(state) || (!walking && self.pass_is_due(state));
+        if state.pass.is_none() && is_due {
             state.patience = 0;
             state.pass = Some(Pass { meta: self.published_meta(), shard: 0, after: None });
         }
@@ -320,18 +324,14 @@ impl Store {
         let Census::Upto(frontier) = shards[0].census.clone() else { return Ok(false) };
         let start = frontier.as_ref().map_or(ViewKey::first(RECORDS), ViewKey::successor);
         let last = ViewKey::last(RECORDS);
-        let in_view = self.memory.view.range(&start, &last).take(STEP_ITEMS);
-        let mut rows = in_view.collect::<Result<BTreeMap<ViewKey, Item>, ViewError>>()?;
-        rows.iter().for_each(|(key, item)| self.memory.view.note_known(key, item));
-        let mut upto = rows.keys().next_back().filter(|_| rows.len() == STEP_ITEMS).cloned();
+        let (in_view, mut upto) = some_of(self.memory.view.range(&start, &last))?;
+        in_view.iter().for_each(|(key, item)| self.memory.view.note_known(key, item));
+        let mut rows: BTreeMap<ViewKey, Item> = in_view.into_iter().collect();
         for shard in &shards {
             // Of the overlay, too, only so much at a time: it may hold many times what the view does.
-            let above = shard.overlay.range(&start, upto.as_ref().map_or(&last, |upto| upto)).take(STEP_ITEMS);
-            let above = above.map(|(key, packed)| Ok((key.clone(), packed.item()?)));
-            let above = above.collect::<Result<Vec<_>, ViewError>>()?;
-            if above.len() == STEP_ITEMS {
-                upto = above.last().map(|(key, _)| key.clone());
-            }
+            let above = shard.overlay.range(&start, upto.as_ref().map_or(&last, |upto| upto));
+            let (above, cut_at) = some_of(above.map(|(key, packed)| Ok((key.clone(), packed.item()?))))?;
+            upto = cut_at.or(upto);
             rows.extend(above);
             if let Some((key, packed)) = upto.as_ref().and_then(|upto| Some((upto, shard.overlay.visible(upto)?))) {
                 rows.insert(key.clone(), packed.item()?);
@@ -405,4 +405,19 @@ impl Store {
         state.marked = meta;
         Ok(())
     }
+}
+/// As many of some rows as one step takes, and the last of them where that is not all.
+fn some_of(
+    rows: impl Iterator<Item = Result<(ViewKey, Item), ViewError>>,
+) -> Result<(Vec<(ViewKey, Item)>, Option<ViewKey>), ViewError> {
+    let (mut some, mut bytes) = (Vec::new(), 0);
+    for row in rows {
+        let (key, item) = row?;
+        bytes += item.bytes();
+        some.push((key.clone(), item));
+        if some.len() == STEP_ITEMS || bytes >= STEP_BYTES {
+            return Ok((some, Some(key)));
+        }
+    }
+    Ok((some, None))
 }

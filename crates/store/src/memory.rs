@@ -230,22 +230,22 @@ impl Memory {
         }
     }
 
-    /// Published items of [start, end), in key order: the overlay laid over the view, up to `most` of them.
+    /// Published items of [start, end), in key order: the overlay laid over the view, up to `most` of them and about `bytes_max`
+    /// bytes, but at least one if there is one.
     pub(crate) fn visible_range(
         &self,
         shard: ShardId,
         start: &ViewKey,
         end: &ViewKey,
         most: usize,
+        bytes_max: usize,
     ) -> Result<Rows, ViewError> {
         // The overlay is copied first: what is drained in between is then met in both, and never in neither.
         let above: Vec<(ViewKey, Packed)> = {
             let shard = self.shard(shard).read();
             shard.overlay.range(start, end).take(most).map(|(k, i)| (k.clone(), i.clone())).collect()
         };
-        let above = above.into_iter().map(|(key, packed)| Ok((key, packed.item()?)));
-        let above = above.collect::<Result<Vec<_>, ViewError>>()?;
-        lay_over(above, self.view.range(start, end), most)
+        lay_over(above, self.view.range(start, end), most, bytes_max)
     }
 }
 
@@ -256,13 +256,14 @@ pub(crate) struct Rows {
 }
 
 fn lay_over(
-    above: Vec<(ViewKey, Item)>,
+    above: Vec<(ViewKey, Packed)>,
     below: impl Iterator<Item = Result<(ViewKey, Item), ViewError>>,
     most: usize,
+    bytes_max: usize,
 ) -> Result<Rows, ViewError> {
     let above_is_all = above.len() < most;
     let (mut above, mut below) = (above.into_iter().peekable(), below.peekable());
-    let mut rows = Vec::new();
+    let (mut rows, mut bytes) = (Vec::new(), 0);
     let mut last = None;
     loop {
         let from_above = match (above.peek(), below.peek()) {
@@ -281,14 +282,18 @@ fn lay_over(
             }
         };
         let (key, item) = match from_above {
-            true => above.next().expect("peeked"),
+            true => {
+                let (key, packed) = above.next().expect("peeked");
+                (key, packed.item()?)
+            }
             false => below.next().expect("peeked")?,
         };
         last = Some(key.clone());
         if !matches!(item, Item::Gone) {
+            bytes += item.bytes();
             rows.push((key, item));
         }
-        if rows.len() == most {
+        if rows.len() == most || bytes >= bytes_max {
             break;
         }
     }

@@ -29,7 +29,7 @@ pub(crate) enum Item {
 
 impl Item {
     /// About how many bytes of memory it takes while it waits for its fsync, its key apart: a record is many small pieces.
-    fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         match self {
             Item::Record(record) => 192 + 136 * record.fields().len() + record.size(),
             Item::Ledger(entry) => 384 + entry.key.len() + entry.value.as_ref().map_or(0, |v| v.value.bytes.len()),

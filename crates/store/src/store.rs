@@ -27,6 +27,10 @@ use crate::overlay::Item;
 use crate::sync_thread::SyncThread;
 use crate::view_key::{RECORDS, ViewKey};
 
+/// Of a shard's rows so many are read ahead of a scan, and about so many bytes.
+const ROWS_AHEAD: usize = 256;
+const BYTES_AHEAD: usize = 1 << 20;
+
 /// How one node stores. All sizes are in bytes.
 #[derive(Clone, Debug)]
 pub struct StoreConfig {
@@ -333,12 +337,13 @@ impl Store {
         limit: usize,
         bytes_max: usize,
     ) -> Result<Page, ReadError> {
+        let shards = self.config.shards as usize;
         let mut cursors: Vec<ShardCursor> =
             (0..self.config.shards).map(|s| ShardCursor::new(keyspace, ShardId(s), start, end)).collect();
         let (mut page, mut bytes) = (Page::default(), 0);
         loop {
             for cursor in &mut cursors {
-                cursor.fill(&self.memory, limit.clamp(1, 256))?;
+                cursor.fill(&self.memory, limit.clamp(1, ROWS_AHEAD), bytes_max / shards)?;
             }
             let Some(first) =
                 (0..cursors.len()).filter(|i| cursors[*i].peek().is_some()).min_by_key(|i| cursors[*i].peek())
@@ -432,7 +437,7 @@ impl Store {
         let (mut records, mut bytes) = (Vec::new(), 0);
         let mut from = Some(ViewKey::record(keyspace, shard, start));
         'fill: while let Some(at) = from.take() {
-            let Rows { rows, next } = self.memory.visible_range(shard, &at, &end, 256)?;
+            let Rows { rows, next } = self.memory.visible_range(shard, &at, &end, ROWS_AHEAD, bytes_max)?;
             from = next;
             for (key, item) in rows {
                 // At least one, so that a caller who asks for next to nothing gets on.
@@ -474,7 +479,7 @@ impl Store {
         };
         let mut out = Vec::new();
         while let Some(at) = from {
-            let Rows { rows, next } = self.memory.visible_range(shard, &at, &end, 256)?;
+            let Rows { rows, next } = self.memory.visible_range(shard, &at, &end, ROWS_AHEAD, BYTES_AHEAD)?;
             out.extend(rows.into_iter().filter_map(|(_, item)| match item {
                 Item::Ledger(entry) => Some(LedgerEntry::clone(&entry)),
                 _ => None,
@@ -497,7 +502,7 @@ impl Store {
         Ok(out)
     }
 
-    /// Tombstones that the view holds, after a key, in key order.
+    /// Tombstones that the view holds, after a key, in key order; with an empty record those that have just been forgotten.
     pub fn tombstones(
         &self,
         keyspace: KeyspaceId,
@@ -608,10 +613,10 @@ impl ShardCursor {
         self.rows.last().map(|(key, _)| key)
     }
 
-    fn fill(&mut self, memory: &Memory, most: usize) -> Result<(), ReadError> {
+    fn fill(&mut self, memory: &Memory, most: usize, bytes_max: usize) -> Result<(), ReadError> {
         while self.rows.is_empty() {
             let Some(at) = self.next.take() else { return Ok(()) };
-            let Rows { rows, next } = memory.visible_range(self.shard, &at, &self.end, most)?;
+            let Rows { rows, next } = memory.visible_range(self.shard, &at, &self.end, most, bytes_max)?;
             self.next = next;
             let live = rows.into_iter().rev().filter_map(|(key, item)| match item {
                 Item::Record(record) if record.is_live() => Some((key.user_key(), record)),

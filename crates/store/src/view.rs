@@ -126,6 +126,8 @@ fn catch<T>(ask: impl FnOnce() -> Result<T, ViewError>) -> Result<T, ViewError> 
 }
 
 const SEAL: &[u8] = b"seal";
+/// Far below the most that a checkpoint's chunk may have, whatever the last item adds.
+const SOME_BYTES: usize = 8 << 20;
 const RELEASE_POLL: Duration = Duration::from_millis(1);
 /// Five seconds: sled's threads have at most a segment to write.
 const RELEASE_POLLS_MAX: u32 = 5_000;
@@ -236,17 +238,23 @@ impl View {
         })
     }
 
-    /// Every key and item of the view, in key order, records before the ledger.
+    /// The next keys and items of the view, in key order, records before the ledger: up to `most`, and about so many bytes as a
+    /// chunk of a checkpoint may have. None are left where none are returned.
     pub(crate) fn after(&self, after: Option<&ViewKey>, most: usize) -> Result<Vec<(ViewKey, Item)>, ViewError> {
-        let mut out = Vec::new();
+        let (mut out, mut bytes) = (Vec::new(), 0);
         for tree in [RECORDS, LEDGER] {
             let start = match after {
                 Some(key) if key.tree() > tree => continue,
                 Some(key) if key.tree() == tree => key.successor(),
                 _ => ViewKey::first(tree),
             };
-            for row in self.range(&start, &ViewKey::last(tree)).take(most - out.len()) {
-                out.push(row?);
+            for row in self.range(&start, &ViewKey::last(tree)) {
+                let (key, item) = row?;
+                bytes += item.bytes();
+                out.push((key, item));
+                if out.len() == most || bytes >= SOME_BYTES {
+                    return Ok(out);
+                }
             }
         }
         Ok(out)
@@ -384,11 +392,14 @@ impl Trees {
     fn put(&self, key: &[u8], item: &Packed, was_dead: bool) -> Result<(), ViewError> {
         match item {
             Packed::Record { value, is_live } => {
+                // What a kill leaves of the two writes may be the first alone: an entry in the list of tombstones too many costs a
+                // look, and a tombstone that is not in it is never forgotten.
+                if !is_live {
+                    self.tombstones.insert(key, &[])?;
+                }
                 self.records.insert(key, &value[..])?;
-                match is_live {
-                    true if was_dead => _ = self.tombstones.remove(key)?,
-                    true => {}
-                    false => _ = self.tombstones.insert(key, &[])?,
+                if *is_live && was_dead {
+                    self.tombstones.remove(key)?;
                 }
             }
             Packed::Ledger(value) => _ = self.ledger.insert(key, &value[..])?,
@@ -398,5 +409,42 @@ impl Trees {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use isle_model::{
+        Dot, Epoch, Field, FieldKey, Generation, Hlc, Incarnation, KeyspaceId, Register, ShardId, Sibling, Value,
+        Vector,
+    };
+
+    fn record(bytes: usize) -> Record {
+        let dot = Dot::new(Incarnation(1), 1);
+        let value = Value::bytes(vec![7; bytes]);
+        let sibling = Sibling { dot, epoch: Epoch(0), generation: Generation(1), hlc: Hlc(1), value };
+        let register = Register::from_parts(vec![sibling], Vector::of(dot), Generation(1), Epoch(0));
+        Record::from_fields(vec![(FieldKey::value(""), Field::Register(register))]).unwrap()
+    }
+
+    /// A checkpoint's chunk held a thousand records, however large: with values of 1 MiB it was more than what is read back as one.
+    #[test]
+    fn what_is_read_of_a_view_at_once_is_bounded_in_bytes() {
+        let view = View::open(&ViewPlace::Temporary, 1, 1 << 20).unwrap();
+        let keys: Vec<_> = (0..20u8).map(|n| ViewKey::record(KeyspaceId(1), ShardId(0), &[n])).collect();
+        for key in &keys {
+            view.put(key, &Packed::of(key, &Item::Record(record(1 << 20).into()))).unwrap();
+        }
+        let (mut after, mut read) = (None, Vec::new());
+        loop {
+            let some = view.after(after.as_ref(), 1024).unwrap();
+            assert!(some.len() <= SOME_BYTES >> 20, "{} items of 1 MiB", some.len());
+            let Some((last, _)) = some.last() else { break };
+            after = Some(last.clone());
+            read.extend(some.into_iter().map(|(key, _)| key));
+        }
+        assert_eq!(read, keys);
     }
 }

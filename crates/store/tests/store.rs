@@ -86,8 +86,11 @@ impl Node {
     fn all(&self) -> BTreeMap<Bytes, String> {
         let mut out = BTreeMap::new();
         let mut start = Bytes::new();
+        // However large the pages are and what is read ahead for them, together they hold the same.
+        let mut sizes = [usize::MAX, 1, 300].into_iter().cycle();
         loop {
-            let page = self.store.scan(KS, &start, None, 7, usize::MAX).unwrap();
+            let bytes_max = sizes.next().unwrap();
+            let page = self.store.scan(KS, &start, None, 7, bytes_max).unwrap();
             out.extend(page.rows.iter().map(|(key, _)| (key.clone(), self.get(key).unwrap_or_default())));
             match page.next {
                 Some(next) => start = next,
