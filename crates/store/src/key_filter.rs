@@ -53,11 +53,13 @@ impl KeyFilter {
         if self.has(place) {
             return;
         }
-        let with_room = |(_, layer): &(usize, &Layer)| layer.left.load(Ordering::Relaxed) > 0;
-        let at = match self.layers().enumerate().last().filter(with_room) {
-            Some((at, _)) => at,
+        // Counted once: others may make the next layer meanwhile, and none may be left out.
+        let made = self.layers().count();
+        let has_room = |layer: &Layer| layer.left.load(Ordering::Relaxed) > 0;
+        let at = match made.checked_sub(1).and_then(|last| self.layers[last].get()).is_some_and(has_room) {
+            true => made - 1,
             // Beyond the last, which is never reached, keys crowd: less is denied, and nothing wrongly.
-            None => self.layers().count().min(LAYERS - 1),
+            false => made.min(LAYERS - 1),
         };
         let layer = self.layers[at].get_or_init(|| Layer::new(FIRST_KEYS * GROWTH.pow(at as u32)));
         layer.add(place);
