@@ -266,19 +266,25 @@ impl CommitLog {
                 (u64::from(self.segment_bytes) * u64::from(beyond) * 2 / u64::from(current.capacity)) as u32
             })
         };
-        let wanted = wanted.min(self.segment_bytes);
+        // Piece by piece, however much is missing: who rotates the log waits for one of them at most.
+        while self.prepare_piece(wanted.min(self.segment_bytes))? {}
+        Ok(())
+    }
+
+    /// Makes a piece of the next segment unless so much of it is there; says whether it did.
+    fn prepare_piece(&self, wanted: u32) -> Result<bool, AppendError> {
         let mut ahead = self.ahead.lock();
         let made = ahead.prepared.as_ref().map_or(0, |prepared| prepared.capacity);
-        if wanted == 0 || made >= wanted {
-            return Ok(());
+        if made >= wanted {
+            return Ok(false);
         }
-        let next = self.segment_bytes.min(wanted.max(made + PIECE_BYTES));
+        let next = self.segment_bytes.min(made + PIECE_BYTES);
         self.check_reserve(next - made)?;
         match &mut ahead.prepared {
             Some(prepared) => prepared.grow(next).map_err(|error| self.no_segment(&error))?,
             None => ahead.prepared = Some(self.prepare(&ahead, None, next)?),
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Where the log ends, durable or not.
