@@ -160,8 +160,9 @@ impl Upkeep {
             None => self.looked.remove(&stream),
         };
         let (streams, tree) = (store.durable_streams(keyspace, shard), store.tree());
-        let may_go =
-            |record: &isle_model::Record| streams.may_forget(record, holders, self.shared.me(), tree.shard(shard));
+        let may_go = |record: &isle_model::Record| {
+            !record.is_empty() && streams.may_forget(record, holders, self.shared.me(), tree.shard(shard))
+        };
         Ok(found.into_iter().filter(|(_, record)| may_go(record)).map(|(key, _)| key).collect())
     }
 
