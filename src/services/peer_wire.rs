@@ -122,7 +122,7 @@ pub fn to_receiver(from: ToReceiver) -> v1::ToReceiver {
     use v1::to_receiver::Message;
     let message = match from {
         ToReceiver::Hello(from) => Message::Hello(hello(&from)),
-        ToReceiver::Deltas(batch) => Message::Deltas(delta_batch(batch)),
+        ToReceiver::Deltas(batch) => Message::Deltas(delta_batch(batch, v1::Compression::ZstdStream)),
         ToReceiver::NeedsState { keyspace, shard } => {
             Message::NeedsState(v1::NeedsState { keyspace: keyspace.0, shard: shard.0 })
         }
@@ -136,7 +136,7 @@ pub fn of_sender(from: v1::ToReceiver) -> Result<ToReceiver, PeerError> {
     use v1::to_receiver::Message;
     Ok(match from.message.ok_or_else(|| corrupt("an empty message"))? {
         Message::Hello(from) => ToReceiver::Hello(Box::new(to_hello(from)?)),
-        Message::Deltas(batch) => ToReceiver::Deltas(to_delta_batch(batch)?),
+        Message::Deltas(batch) => ToReceiver::Deltas(to_delta_batch(batch, v1::Compression::ZstdStream)?),
         Message::NeedsState(from) => {
             ToReceiver::NeedsState { keyspace: KeyspaceId(from.keyspace), shard: ShardId(from.shard) }
         }
@@ -145,12 +145,12 @@ pub fn of_sender(from: v1::ToReceiver) -> Result<ToReceiver, PeerError> {
     })
 }
 
-fn delta_batch(from: DeltaBatch) -> v1::DeltaBatch {
+fn delta_batch(from: DeltaBatch, packing: v1::Compression) -> v1::DeltaBatch {
     v1::DeltaBatch {
         rows: from.rows.iter().map(|(incarnation, row)| convert::row(*incarnation, row)).collect(),
         count: from.count,
         block: Some(v1::Block {
-            compression: v1::Compression::Zstd.into(),
+            compression: packing.into(),
             data: from.zstd,
             uncompressed_bytes: from.raw_len,
             crc32: from.crc,
@@ -159,8 +159,8 @@ fn delta_batch(from: DeltaBatch) -> v1::DeltaBatch {
 }
 
 /// The node unpacks it and checks size and checksum.
-fn to_delta_batch(from: v1::DeltaBatch) -> Result<DeltaBatch, PeerError> {
-    let block = zstd_block(from.block)?;
+fn to_delta_batch(from: v1::DeltaBatch, packing: v1::Compression) -> Result<DeltaBatch, PeerError> {
+    let block = block_packed_as(packing, from.block)?;
     Ok(DeltaBatch {
         rows: convert::to_rows(from.rows).map_err(corrupt)?,
         count: from.count,
@@ -170,10 +170,10 @@ fn to_delta_batch(from: v1::DeltaBatch) -> Result<DeltaBatch, PeerError> {
     })
 }
 
-fn zstd_block(block: Option<v1::Block>) -> Result<v1::Block, PeerError> {
+fn block_packed_as(packing: v1::Compression, block: Option<v1::Block>) -> Result<v1::Block, PeerError> {
     let block = block.ok_or_else(|| corrupt("a message without its block"))?;
     match block.compression() {
-        v1::Compression::Zstd => Ok(block),
+        known if known == packing => Ok(block),
         other => Err(corrupt(format!("a block packed as {}", other.as_str_name()))),
     }
 }
@@ -234,11 +234,16 @@ pub fn to_fetch_request(identity: &Identity, from: v1::FetchRequest) -> Result<F
 }
 
 pub fn fetch_response(from: FetchReply) -> v1::FetchResponse {
-    v1::FetchResponse { batch: Some(delta_batch(from.batch)), more: from.more, needs_state: from.needs_state }
+    v1::FetchResponse {
+        batch: Some(delta_batch(from.batch, v1::Compression::Zstd)),
+        more: from.more,
+        needs_state: from.needs_state,
+    }
 }
 
 pub fn to_fetch_reply(from: v1::FetchResponse) -> Result<FetchReply, PeerError> {
-    let batch = to_delta_batch(from.batch.ok_or_else(|| corrupt("a fetch without its batch"))?)?;
+    let batch = from.batch.ok_or_else(|| corrupt("a fetch without its batch"))?;
+    let batch = to_delta_batch(batch, v1::Compression::Zstd)?;
     Ok(FetchReply { batch, more: from.more, needs_state: from.needs_state })
 }
 
@@ -278,7 +283,7 @@ pub fn state_response(from: &StateReply) -> Result<v1::StateResponse, PeerError>
 }
 
 pub fn to_state_reply(from: v1::StateResponse) -> Result<StateReply, PeerError> {
-    let block = zstd_block(from.block)?;
+    let block = block_packed_as(v1::Compression::Zstd, from.block)?;
     let length = block.uncompressed_bytes as usize;
     if length > BLOCK_BYTES_MAX {
         return Err(corrupt(format!("a block of {length} bytes, more than {BLOCK_BYTES_MAX}")));

@@ -137,7 +137,7 @@ fn packed(raw: &[u8], count: u32) -> v1::DeltaBatch {
 
 fn block(raw: &[u8]) -> v1::Block {
     v1::Block {
-        compression: v1::Compression::Zstd.into(),
+        compression: v1::Compression::ZstdStream.into(),
         data: zstd::bulk::compress(raw, 1).unwrap().into(),
         uncompressed_bytes: raw.len() as u32,
         crc32: crc32fast::hash(raw),
@@ -203,7 +203,7 @@ async fn bombs_are_not_unpacked() {
         rows: vec![],
         count: 1,
         block: Some(v1::Block {
-            compression: v1::Compression::Zstd.into(),
+            compression: v1::Compression::ZstdStream.into(),
             data: data.into(),
             uncompressed_bytes: bytes,
             crc32: 0,
@@ -271,7 +271,7 @@ async fn garbage_is_named_and_the_stream_goes_on_when_it_ends() {
         batch_of(&[sound.slice(..sound.len() / 2)]),
         v1::DeltaBatch { count: 9, ..batch_of(std::slice::from_ref(&sound)) },
         v1::DeltaBatch { block: Some(v1::Block { crc32: 1, ..block(b"") }), ..packed(b"", 0) },
-        v1::DeltaBatch { block: Some(v1::Block { compression: 3, ..block(b"") }), ..packed(b"", 0) },
+        v1::DeltaBatch { block: Some(v1::Block { compression: 2, ..block(b"") }), ..packed(b"", 0) },
         v1::DeltaBatch { rows: vec![storage::IncarnationRow::default()], ..batch_of(&[sound]) },
     ];
     for batch in batches {

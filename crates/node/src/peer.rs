@@ -20,7 +20,7 @@ use crate::PeerConfig;
 pub use crate::replication::batch_codec::Unpacker;
 
 /// The version of this conversation. Nodes of different versions do not talk.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 /// What this build may write. A tag is used only once every peer announces the level that brought it.
 pub const FEATURE_LEVEL: u32 = 1;
 
