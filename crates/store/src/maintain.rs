@@ -406,10 +406,10 @@ impl Store {
         Ok(())
     }
 }
+type Row = (ViewKey, Item);
+
 /// As many of some rows as one step takes, and the last of them where that is not all.
-fn some_of(
-    rows: impl Iterator<Item = Result<(ViewKey, Item), ViewError>>,
-) -> Result<(Vec<(ViewKey, Item)>, Option<ViewKey>), ViewError> {
+fn some_of(rows: impl Iterator<Item = Result<Row, ViewError>>) -> Result<(Vec<Row>, Option<ViewKey>), ViewError> {
     let (mut some, mut bytes) = (Vec::new(), 0);
     for row in rows {
         let (key, item) = row?;
