@@ -37,6 +37,13 @@ fn cities_imported_during_a_cut_are_everywhere_after_healing() {
     std::fs::copy(CITIES, &file).unwrap();
     let cities = std::fs::read_to_string(&file).unwrap().lines().count() as u64;
     let mut cluster = dev(None);
+    let eu = endpoint(&cluster, 1);
+
+    let bounded = |span: &str| isle_at(&eu, &["get", "default", "note", "--consistency", span]);
+    eventually("word from both others, by which age is measured", || match bounded("bounded=1h") {
+        read if read.status.success() => Ok(()),
+        read => Err(String::from_utf8_lossy(&read.stderr).into_owned()),
+    });
 
     // eu-west-1 is alone: it may not even hear of the cities by way of the third region.
     for other in ["us-east-1", "ap-southeast-1"] {
@@ -59,7 +66,6 @@ fn cities_imported_during_a_cut_are_everywhere_after_healing() {
     assert_eq!(get(&cluster, 1, "note")["value"], "written alone");
 
     // Whoever allows little age only is told how old it is, and not shown.
-    let bounded = |span: &str| isle_at(&endpoint(&cluster, 1), &["get", "default", "note", "--consistency", span]);
     eventually("a read that is too old", || match bounded("bounded=200ms").status.success() {
         true => Err("it is served".to_owned()),
         false => Ok(()),
