@@ -116,8 +116,10 @@ fn row_of_node(error: &NodeError) -> Row {
         NodeError::StalenessBoundExceeded { staleness, .. } => {
             let row =
                 Row::new(Code::Unavailable, Reason::StalenessBoundExceeded).retry_after(Duration::from_millis(500));
-            let lag_ms = staleness.map(|staleness| staleness.as_millis());
-            lag_ms.into_iter().fold(row, |row, lag_ms| row.fact("lag_ms", lag_ms))
+            match staleness {
+                Some(staleness) => row.fact("lag_ms", staleness.as_millis()),
+                None => row,
+            }
         }
         NodeError::Overloaded { what, retry_after } => {
             Row::new(Code::ResourceExhausted, Reason::QueueFull).quota(what).retry_after(*retry_after)

@@ -106,7 +106,7 @@ impl Streams {
         }
         match &delta.body {
             Body::Statement(statement) => {
-                let order = self.hear(origin, Stated::of(delta.dot, statement), lineage);
+                let order = self.hear(origin, delta.dot, statement, lineage);
                 // A statement alone never causes another, or two idle regions would talk for ever. But that a branch's end came
                 // is news, which others' tombstones may wait for; a lost branch ends, so no talk goes on.
                 self.news = (self.news && !own) || order == Order::Branch;
@@ -116,18 +116,15 @@ impl Streams {
     }
 
     /// Keeps a statement in place of the one before it, unless it is of a branch that ended before that was made.
-    fn hear(&mut self, origin: &Region, new: Stated, lineage: Lineage<'_>) -> Order {
-        let Some(old) = self.heard.get(origin).filter(|old| old.dot.is_some()) else {
-            self.heard.insert(origin.clone(), new);
-            return Order::Successor;
-        };
-        let order = if new.had_absorbed(origin, old, lineage) { Order::Successor } else { Order::Branch };
+    fn hear(&mut self, origin: &Region, dot: Dot, statement: &Statement, lineage: Lineage<'_>) -> Order {
+        let new = Stated { dot: Some(dot), absorbed: statement.absorbed.iter().cloned().collect() };
+        let old = self.heard.get(origin).and_then(|old| old.dot);
+        let succeeds = old.is_none_or(|old| new.covers(origin, old, lineage));
         // Of two branches the one that goes on from the other is newer, though it may have left it before its last statement.
-        let goes_on = |at: Dot, from: Dot| lineage.tree().descends(at.incarnation, from.incarnation);
-        if order == Order::Successor || new.dot.zip(old.dot).is_some_and(|(new, old)| goes_on(new, old)) {
+        if succeeds || old.is_some_and(|old| lineage.tree().descends(dot.incarnation, old.incarnation)) {
             self.heard.insert(origin.clone(), new);
         }
-        order
+        if succeeds { Order::Successor } else { Order::Branch }
     }
 
     /// Moves cursors to what a state transfer brought. A cursor never moves back.
@@ -195,19 +192,11 @@ enum Order {
 }
 
 impl Stated {
-    fn of(dot: Dot, statement: &Statement) -> Self {
-        Stated { dot: Some(dot), absorbed: statement.absorbed.iter().cloned().collect() }
-    }
-
     /// Whether its speaker, once it was made, had absorbed the dot of its own region.
     fn covers(&self, speaker: &Region, dot: Dot, lineage: Lineage<'_>) -> bool {
         // A statement does not list itself.
         self.dot.is_some_and(|own| Vector::of(own).covers(dot, lineage))
             || self.absorbed.get(speaker).is_some_and(|own| own.covers(dot, lineage))
-    }
-
-    fn had_absorbed(&self, speaker: &Region, other: &Stated, lineage: Lineage<'_>) -> bool {
-        other.dot.is_none_or(|dot| self.covers(speaker, dot, lineage))
     }
 }
 
@@ -267,6 +256,8 @@ mod tests {
         assert!(streams.statement().is_none(), "a statement alone causes none");
         assert_eq!(heard_of_b(&streams, lineage), 30);
         streams.absorb(&c(), &statement(lost, 5, &[]), false, lineage);
+        let kept = &streams.stated_by(&c()).unwrap()[&Region::new("b")];
+        assert_eq!(*kept, Vector::of(Dot::new(Incarnation(9), 30)), "the lost one came last and is not the newer");
         assert!(streams.statement().is_some(), "others may wait to hear that the lost one has come");
         let last = Dot::new(Incarnation(2), 2);
         streams.absorb(&c(), &statement(last, 31, &[newer, lost]), false, lineage);

@@ -9,7 +9,7 @@ use std::time::Duration;
 use cluster::{Cluster, KEYSPACE, delete, increment, put, tombstones, until};
 use isle_model::{Fate, Region};
 use isle_node::peer::{DeltaBatch, ToReceiver};
-use isle_node::{Consistency, LinkState, NodeError, NodeState, PeerStatus};
+use isle_node::{Consistency, LinkState, NodeError, NodeState, PeerStatus, RequestContext, ScanRequest};
 use isle_store::disk::Crash;
 use tokio::time::Instant;
 
@@ -61,6 +61,11 @@ async fn a_bounded_read_is_refused_rather_than_older_than_it_allows() {
                     panic!("{error}")
                 };
                 assert!(staleness > bound && staleness <= cut_at.elapsed() + bound, "{staleness:?}");
+                let consistency = Consistency::Bounded(bound);
+                let (keyspace, start, end) = ("default".to_owned(), "".into(), None);
+                let scan = ScanRequest { keyspace, start, end, limit: 9, bytes_max: 99, consistency };
+                let scanned = cluster.node("a").scan(&RequestContext::default(), scan).await;
+                assert!(matches!(scanned, Err(NodeError::StalenessBoundExceeded { .. })), "a scan is a read as well");
                 break;
             }
         }

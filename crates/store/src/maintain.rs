@@ -18,13 +18,11 @@ use crate::memory::{Census, Tally};
 use crate::meta::{Meta, ViewMark};
 use crate::overlay::Item;
 use crate::store::Store;
-use crate::view::ViewError;
+use crate::view::{ViewError, some_of};
 use crate::view_key::{RECORDS, ViewKey};
 
 /// Items drained, counted or written in one step.
 const STEP_ITEMS: usize = 1024;
-/// And about so much of them: an item may be a thousand times as large as another.
-const STEP_BYTES: usize = 8 << 20;
 /// Calls with nothing else to do that find the overlay below its threshold, and no burst, before it is drained all the same.
 const PATIENCE: u32 = 5;
 /// So much log from one such call to the next, which rests for a tenth of a second in between, is a burst.
@@ -324,13 +322,13 @@ impl Store {
         let Census::Upto(frontier) = shards[0].census.clone() else { return Ok(false) };
         let start = frontier.as_ref().map_or(ViewKey::first(RECORDS), ViewKey::successor);
         let last = ViewKey::last(RECORDS);
-        let (in_view, mut upto) = some_of(self.memory.view.range(&start, &last))?;
+        let (in_view, mut upto) = some_of(self.memory.view.range(&start, &last), STEP_ITEMS)?;
         in_view.iter().for_each(|(key, item)| self.memory.view.note_known(key, item));
         let mut rows: BTreeMap<ViewKey, Item> = in_view.into_iter().collect();
         for shard in &shards {
             // Of the overlay, too, only so much at a time: it may hold many times what the view does.
             let above = shard.overlay.range(&start, upto.as_ref().map_or(&last, |upto| upto));
-            let (above, cut_at) = some_of(above.map(|(key, packed)| Ok((key.clone(), packed.item()?))))?;
+            let (above, cut_at) = some_of(above.map(|(key, packed)| Ok((key.clone(), packed.item()?))), STEP_ITEMS)?;
             upto = cut_at.or(upto);
             rows.extend(above);
             if let Some((key, packed)) = upto.as_ref().and_then(|upto| Some((upto, shard.overlay.visible(upto)?))) {
@@ -405,19 +403,4 @@ impl Store {
         state.marked = meta;
         Ok(())
     }
-}
-type Row = (ViewKey, Item);
-
-/// As many of some rows as one step takes, and the last of them where that is not all.
-fn some_of(rows: impl Iterator<Item = Result<Row, ViewError>>) -> Result<(Vec<Row>, Option<ViewKey>), ViewError> {
-    let (mut some, mut bytes) = (Vec::new(), 0);
-    for row in rows {
-        let (key, item) = row?;
-        bytes += item.bytes();
-        some.push((key.clone(), item));
-        if some.len() == STEP_ITEMS || bytes >= STEP_BYTES {
-            return Ok((some, Some(key)));
-        }
-    }
-    Ok((some, None))
 }

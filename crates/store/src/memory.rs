@@ -293,7 +293,7 @@ fn lay_over(
             bytes += item.bytes();
             rows.push((key, item));
         }
-        if rows.len() == most || bytes >= bytes_max {
+        if rows.len() == most || (bytes >= bytes_max && !rows.is_empty()) {
             break;
         }
     }

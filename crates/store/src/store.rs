@@ -27,7 +27,7 @@ use crate::overlay::Item;
 use crate::sync_thread::SyncThread;
 use crate::view_key::{RECORDS, ViewKey};
 
-/// Of a shard's rows so many are read ahead of a scan, and about so many bytes.
+/// So many rows of a shard are read at once, and about so many bytes of them where the caller does not say.
 const ROWS_AHEAD: usize = 256;
 const BYTES_AHEAD: usize = 1 << 20;
 

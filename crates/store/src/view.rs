@@ -126,7 +126,8 @@ fn catch<T>(ask: impl FnOnce() -> Result<T, ViewError>) -> Result<T, ViewError> 
 }
 
 const SEAL: &[u8] = b"seal";
-/// Far below the most that a checkpoint's chunk may have, whatever the last item adds.
+/// About so much is read at once, for an item may be a thousand times as large as another. It is far below the most that a
+/// checkpoint's chunk may have, whatever the last item adds.
 const SOME_BYTES: usize = 8 << 20;
 const RELEASE_POLL: Duration = Duration::from_millis(1);
 /// Five seconds: sled's threads have at most a segment to write.
@@ -238,26 +239,18 @@ impl View {
         })
     }
 
-    /// The next keys and items of the view, in key order, records before the ledger: up to `most`, and about so many bytes as a
-    /// chunk of a checkpoint may have. None are left where none are returned.
-    pub(crate) fn after(&self, after: Option<&ViewKey>, most: usize) -> Result<Vec<(ViewKey, Item)>, ViewError> {
-        let (mut out, mut bytes) = (Vec::new(), 0);
-        for tree in [RECORDS, LEDGER] {
+    /// The next keys and items of the view, in key order, records before the ledger, as many of up to `most` as are read at
+    /// once. None are left where none are returned.
+    pub(crate) fn after(&self, after: Option<&ViewKey>, most: usize) -> Result<Vec<Row>, ViewError> {
+        let ranges = [RECORDS, LEDGER].into_iter().filter_map(|tree| {
             let start = match after {
-                Some(key) if key.tree() > tree => continue,
+                Some(key) if key.tree() > tree => return None,
                 Some(key) if key.tree() == tree => key.successor(),
                 _ => ViewKey::first(tree),
             };
-            for row in self.range(&start, &ViewKey::last(tree)) {
-                let (key, item) = row?;
-                bytes += item.bytes();
-                out.push((key, item));
-                if out.len() == most || bytes >= SOME_BYTES {
-                    return Ok(out);
-                }
-            }
-        }
-        Ok(out)
+            Some(self.range(&start, &ViewKey::last(tree)))
+        });
+        Ok(some_of(ranges.flatten(), most)?.0)
     }
 
     pub(crate) fn put(&self, key: &ViewKey, item: &Packed) -> Result<(), ViewError> {
@@ -410,6 +403,25 @@ impl Trees {
         }
         Ok(())
     }
+}
+
+pub(crate) type Row = (ViewKey, Item);
+
+/// Up to `most` of some rows and about as many bytes as are read at once, and the last of them where that is not all.
+pub(crate) fn some_of(
+    rows: impl Iterator<Item = Result<Row, ViewError>>,
+    most: usize,
+) -> Result<(Vec<Row>, Option<ViewKey>), ViewError> {
+    let (mut some, mut bytes) = (Vec::new(), 0);
+    for row in rows {
+        let (key, item) = row?;
+        bytes += item.bytes();
+        some.push((key.clone(), item));
+        if some.len() == most || bytes >= SOME_BYTES {
+            return Ok((some, Some(key)));
+        }
+    }
+    Ok((some, None))
 }
 
 #[cfg(test)]
