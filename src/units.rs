@@ -4,14 +4,9 @@ use std::time::Duration;
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UnitError {
-    #[error("{0:?} is not a duration; write one like 40ms, 10s, 5m, 2h or 7d")]
-    Duration(String),
     #[error("{0:?} is not a size; write one like 512, 64KiB, 64MiB or 2GiB")]
     Size(String),
 }
-
-/// Milliseconds in one of each unit, the longest names first so that `ms` is not read as `m`.
-const TIMES: [(&str, u64); 5] = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
 
 const SIZES: [(&str, u64); 10] = [
     ("KiB", 1 << 10),
@@ -26,22 +21,7 @@ const SIZES: [(&str, u64); 10] = [
     ("", 1),
 ];
 
-/// One or more numbers with a unit each: `1h30m`. `0` needs no unit.
-pub fn duration(text: &str) -> Result<Duration, UnitError> {
-    let bad = || UnitError::Duration(text.to_owned());
-    let mut rest = text.trim();
-    if rest == "0" {
-        return Ok(Duration::ZERO);
-    }
-    let mut total_ms = 0u64;
-    while !rest.is_empty() {
-        let (number, tail) = leading_number(rest).ok_or_else(bad)?;
-        let (unit, ms) = TIMES.iter().find(|(unit, _)| tail.starts_with(unit)).ok_or_else(bad)?;
-        total_ms = number.checked_mul(*ms).and_then(|n| total_ms.checked_add(n)).ok_or_else(bad)?;
-        rest = &tail[unit.len()..];
-    }
-    if text.trim().is_empty() { Err(bad()) } else { Ok(Duration::from_millis(total_ms)) }
-}
+pub use isle_model::span::parse as duration;
 
 /// A number of bytes with at most one unit.
 pub fn size(text: &str) -> Result<u64, UnitError> {

@@ -7,6 +7,7 @@
 //!                                                   ├─ write     request → delta → record, with the ledger
 //!                                                   ├─ delta     what one write changed
 //!                                                   └─ stream    what was absorbed, and what may be forgotten
+//! policy ── metadata   what a keyspace promises, and what all regions agree on: members and keyspaces
 //! ```
 //!
 //! The laws it keeps: merge is commutative, associative and idempotent; a superseded version never wins; concurrent means
@@ -19,10 +20,13 @@ mod ids;
 mod ledger;
 pub mod limits;
 mod lineage;
+pub mod metadata;
 pub mod planted;
+pub mod policy;
 mod reading;
 mod record;
 mod register;
+pub mod span;
 mod stream;
 mod token;
 mod value;

@@ -29,3 +29,11 @@ pub const TOKEN_BYTES_MAX: usize = 2 * 1024 * 1024;
 pub const VECTOR_ENTRIES_MAX: usize = 4096;
 /// A stamp further ahead than this never advances the local clock, in milliseconds.
 pub const CLOCK_DRIFT_MS_MAX: u64 = 10_000;
+/// Most prefixes in a keyspace's home map, and the longest of them, in bytes.
+pub const PREFIXES_MAX: usize = 1000;
+pub const PREFIX_BYTES_MAX: usize = 256;
+/// Most labels of a keyspace, and the longest name or value of one, in bytes.
+pub const LABELS_MAX: usize = 64;
+pub const LABEL_BYTES_MAX: usize = 256;
+/// Most keyspaces of a cluster: they all are in every node's memory and every handshake.
+pub const KEYSPACES_MAX: usize = 1000;

@@ -1,0 +1,272 @@
+//! What all regions agree on: the members, and the keyspaces with their policies. A replicated state machine, without the
+//! replication: commands come in one order, each with its index, and the same commands leave the same state everywhere.
+//!
+//! The laws it keeps: an id is never given to a second keyspace; a change is made to the revision its maker saw, or not at all;
+//! no keyspace is left with a policy that its members cannot keep. Keys never come here.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::limits::{KEYSPACES_MAX, NAME_BYTES_MAX};
+use crate::policy::{Fault, Members, Policy};
+use crate::{KeyspaceId, Region};
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Metadata {
+    /// The index of the command that changed it last; 0 while it is only what a configuration says.
+    pub revision: u64,
+    pub members: Members,
+    pub keyspaces: BTreeMap<KeyspaceId, Keyspace>,
+    /// The highest id ever given.
+    pub id_max: u64,
+}
+
+/// A keyspace, as all regions know it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Keyspace {
+    pub id: KeyspaceId,
+    pub name: String,
+    pub policy: Policy,
+    /// The index of the command that made or changed it last: what a change is made conditional on.
+    pub revision: u64,
+    /// The index of the command that made it.
+    pub created: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// What the first leader's configuration says. Counts once, before anything else.
+    Found {
+        members: Members,
+        keyspaces: Vec<(KeyspaceId, String, Policy)>,
+    },
+    Create {
+        name: String,
+        policy: Policy,
+    },
+    Update {
+        id: KeyspaceId,
+        expected: u64,
+        policy: Policy,
+    },
+    /// `expected` of `None` deletes whatever revision there is.
+    Delete {
+        id: KeyspaceId,
+        expected: Option<u64>,
+    },
+}
+
+/// Why a command changed nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Refused {
+    #[error("the cluster is founded already")]
+    Founded,
+    #[error("there is a keyspace {name:?} already")]
+    Exists { name: String },
+    /// It may have been there, and is gone.
+    #[error("there is no keyspace of id {}", .id.0)]
+    Unknown { id: KeyspaceId },
+    /// Read it again, and decide again.
+    #[error("the keyspace was changed meanwhile: its revision is {revision}")]
+    Changed { revision: u64 },
+    #[error("{}", .faults.iter().map(Fault::to_string).collect::<Vec<_>>().join("; "))]
+    Faulty { faults: Vec<Fault> },
+    #[error("there are {KEYSPACES_MAX} keyspaces, and there may be no more")]
+    TooMany,
+}
+
+impl Keyspace {
+    /// Equal in two regions exactly if they mean the same by it: name and policy. Not a check against attackers.
+    pub fn fingerprint(&self) -> u64 {
+        let Keyspace { id, name, policy, .. } = self;
+        xxh3_64(format!("{} {name} {policy}", id.0).as_bytes())
+    }
+}
+
+impl Metadata {
+    /// What a configuration says, before the cluster has agreed on anything.
+    pub fn provisional(members: Members, keyspaces: impl IntoIterator<Item = (KeyspaceId, String, Policy)>) -> Self {
+        let mut out = Metadata { members, ..Metadata::default() };
+        keyspaces.into_iter().for_each(|(id, name, policy)| out.insert(id, name, policy, 0));
+        out
+    }
+
+    pub fn named(&self, name: &str) -> Option<&Keyspace> {
+        self.keyspaces.values().find(|keyspace| keyspace.name == name)
+    }
+
+    /// Carries a command out. Returns the keyspace that it made or changed, or the one that it deleted.
+    pub fn apply(&mut self, index: u64, command: Command) -> Result<Option<Keyspace>, Refused> {
+        let done = match command {
+            Command::Found { members, keyspaces } => {
+                if self.revision > 0 {
+                    return Err(Refused::Founded);
+                }
+                *self = Metadata { members, ..Metadata::default() };
+                keyspaces.into_iter().for_each(|(id, name, policy)| self.insert(id, name, policy, index));
+                None
+            }
+            Command::Create { name, policy } => {
+                if self.named(&name).is_some() {
+                    return Err(Refused::Exists { name });
+                }
+                if self.keyspaces.len() >= KEYSPACES_MAX {
+                    return Err(Refused::TooMany);
+                }
+                let mut faults = policy.faults(&self.members);
+                faults.extend(name_fault(&name));
+                refuse(faults)?;
+                let id = KeyspaceId(self.id_max + 1);
+                self.insert(id, name, policy, index);
+                self.keyspaces.get(&id).cloned()
+            }
+            Command::Update { id, expected, policy } => {
+                let keyspace = self.keyspaces.get_mut(&id).ok_or(Refused::Unknown { id })?;
+                if keyspace.revision != expected {
+                    return Err(Refused::Changed { revision: keyspace.revision });
+                }
+                let mut faults = policy.faults(&self.members);
+                faults.extend(policy.faults_after(&keyspace.policy));
+                refuse(faults)?;
+                (keyspace.policy, keyspace.revision) = (policy, index);
+                Some(keyspace.clone())
+            }
+            Command::Delete { id, expected } => {
+                let keyspace = self.keyspaces.get(&id).ok_or(Refused::Unknown { id })?;
+                if expected.is_some_and(|expected| expected != keyspace.revision) {
+                    return Err(Refused::Changed { revision: keyspace.revision });
+                }
+                self.keyspaces.remove(&id)
+            }
+        };
+        self.revision = index;
+        Ok(done)
+    }
+
+    fn insert(&mut self, id: KeyspaceId, name: String, policy: Policy, index: u64) {
+        self.id_max = self.id_max.max(id.0);
+        self.keyspaces.insert(id, Keyspace { id, name, policy, revision: index, created: index });
+    }
+
+    /// The regions that hold a copy of a keyspace's data, in the order of their names; none of one that is not there.
+    pub fn holders(&self, id: KeyspaceId) -> impl Iterator<Item = &Region> {
+        self.keyspaces.get(&id).into_iter().flat_map(|keyspace| keyspace.policy.holders(&self.members))
+    }
+}
+
+fn refuse(faults: Vec<Fault>) -> Result<(), Refused> {
+    if faults.is_empty() { Ok(()) } else { Err(Refused::Faulty { faults }) }
+}
+
+/// Names of clusters, regions and keyspaces end up in tables, metrics and URLs.
+pub fn is_name(name: &str) -> bool {
+    (1..=NAME_BYTES_MAX).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+}
+
+fn name_fault(name: &str) -> Option<Fault> {
+    let rule = format!("{name:?} is not 1 to {NAME_BYTES_MAX} letters, digits, dots, dashes and underscores");
+    (!is_name(name)).then(|| Fault { field: "name".into(), rule })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::policy::{Member, Replication, Scope, Writes};
+
+    fn members() -> Members {
+        ["eu", "us"].map(|region| (Region::new(region), Member { jurisdiction: region.to_owned() })).into()
+    }
+
+    fn founded() -> Metadata {
+        let mut metadata = Metadata::default();
+        let keyspaces = vec![(KeyspaceId(7), "default".to_owned(), Policy::default())];
+        metadata.apply(3, Command::Found { members: members(), keyspaces }).unwrap();
+        metadata
+    }
+
+    fn create(name: &str) -> Command {
+        Command::Create { name: name.to_owned(), policy: Policy::default() }
+    }
+
+    #[test]
+    fn new_ids_are_above_all_that_ever_were() {
+        let mut metadata = founded();
+        let carts = metadata.apply(4, create("carts")).unwrap().unwrap();
+        assert_eq!((carts.id, carts.revision), (KeyspaceId(8), 4));
+        metadata.apply(5, Command::Delete { id: carts.id, expected: Some(4) }).unwrap();
+        let again = metadata.apply(6, create("carts")).unwrap().unwrap();
+        assert_eq!(again.id, KeyspaceId(9), "its keys are not those of the one that is gone");
+    }
+
+    #[test]
+    fn a_cluster_is_founded_once() {
+        let mut metadata = founded();
+        let other = Command::Found { members: members(), keyspaces: Vec::new() };
+        assert_eq!(metadata.apply(9, other), Err(Refused::Founded));
+        assert_eq!(metadata, founded());
+    }
+
+    #[test]
+    fn a_change_is_made_to_what_its_maker_saw_or_not_at_all() {
+        let mut metadata = founded();
+        let id = KeyspaceId(7);
+        let anywhere = Policy { writes: Writes::Anywhere, ..Policy::default() };
+        metadata.apply(4, Command::Update { id, expected: 3, policy: anywhere.clone() }).unwrap();
+        let late = Command::Update { id, expected: 3, policy: Policy::default() };
+        assert_eq!(metadata.apply(5, late), Err(Refused::Changed { revision: 4 }));
+        assert_eq!(metadata.apply(6, Command::Delete { id, expected: Some(3) }), Err(Refused::Changed { revision: 4 }));
+        assert_eq!(metadata.keyspaces[&id].policy, anywhere);
+        assert_eq!(metadata.revision, 4, "what is refused changes nothing");
+    }
+
+    #[test]
+    fn an_impossible_policy_changes_nothing() {
+        let mut metadata = founded();
+        let policy = Policy { replication: Replication::Sync(2), ..Policy::of_scope(Scope::Affine) };
+        let command = Command::Create { name: "no spaces please".to_owned(), policy };
+        let Err(Refused::Faulty { faults }) = metadata.apply(4, command) else { panic!("it was taken") };
+        assert_eq!(faults.len(), 2, "{faults:?}");
+        assert_eq!(metadata, founded());
+    }
+
+    #[test]
+    fn names_are_taken_once() {
+        let mut metadata = founded();
+        assert_eq!(metadata.apply(4, create("default")), Err(Refused::Exists { name: "default".to_owned() }));
+    }
+
+    #[test]
+    fn another_policy_has_another_fingerprint_and_another_revision_has_not() {
+        let keyspace = founded().keyspaces[&KeyspaceId(7)].clone();
+        let later = Keyspace { revision: 99, ..keyspace.clone() };
+        assert_eq!(keyspace.fingerprint(), later.fingerprint());
+        let policy = Policy { writes: Writes::Anywhere, ..Policy::default() };
+        assert_ne!(keyspace.fingerprint(), Keyspace { policy, ..keyspace.clone() }.fingerprint());
+        assert_ne!(keyspace.fingerprint(), Keyspace { name: "other".to_owned(), ..keyspace.clone() }.fingerprint());
+    }
+
+    #[test]
+    fn what_is_stored_is_read_as_the_same() {
+        let mut metadata = founded();
+        let policy = Policy {
+            replication: Replication::Sync(1),
+            home: Some("prefixes(e/=eu,*=us)".parse().unwrap()),
+            read_default: "bounded(2s)".parse().unwrap(),
+            residency: "eu,region:us".parse().unwrap(),
+            labels: [("team".to_owned(), "carts".to_owned())].into(),
+            ..Policy::default()
+        };
+        metadata.apply(4, Command::Create { name: "carts".to_owned(), policy }).unwrap();
+        let stored = serde_json::to_string(&metadata).unwrap();
+        assert_eq!(serde_json::from_str::<Metadata>(&stored).unwrap(), metadata, "{stored}");
+        // Frozen: what a node has stored once is read for ever.
+        assert_eq!(stored, FROZEN);
+    }
+
+    const FROZEN: &str = include_str!("../tests/fixtures/metadata.json");
+}
