@@ -12,7 +12,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use isle_model::limits;
+use isle_model::policy::{Member, Members, Policy, Writes};
+use isle_model::{Region, limits};
 use rustls_pki_types::ServerName;
 
 pub use keys::{KEYS, Key, help};
@@ -22,6 +23,8 @@ pub use keys::{KEYS, Key, help};
 pub struct Config {
     pub cluster: String,
     pub region: String,
+    /// Such as `eu`: what residency rules speak of. Empty where there is none.
+    pub jurisdiction: String,
     pub data_dir: PathBuf,
     pub shards: u32,
     /// Serve beyond loopback without TLS.
@@ -78,6 +81,8 @@ pub struct StoreLimits {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
     pub region: String,
+    /// As in that region's own config.
+    pub jurisdiction: String,
     /// Its peer port.
     pub endpoint: String,
     /// Its client port: only shown to clients, which find the other regions by it.
@@ -90,6 +95,18 @@ pub struct Peer {
 pub struct Keyspace {
     pub id: u64,
     pub name: String,
+    pub policy: Policy,
+}
+
+impl Keyspace {
+    /// One whose keys have homes and are nevertheless written anywhere: a cluster that was just made keeps nobody waiting.
+    pub fn new(id: u64, name: &str) -> Keyspace {
+        Keyspace { id, name: name.to_owned(), policy: Keyspace::policy_by_default() }
+    }
+
+    fn policy_by_default() -> Policy {
+        Policy { writes: Writes::Anywhere, ..Policy::default() }
+    }
 }
 
 impl Default for Config {
@@ -97,6 +114,7 @@ impl Default for Config {
         Config {
             cluster: "isle".to_owned(),
             region: String::new(),
+            jurisdiction: String::new(),
             data_dir: PathBuf::new(),
             shards: limits::SHARDS_DEFAULT,
             insecure: false,
@@ -107,7 +125,7 @@ impl Default for Config {
             limits: Limits::default(),
             store: StoreLimits::default(),
             peers: Vec::new(),
-            keyspaces: vec![Keyspace { id: 1, name: "default".to_owned() }],
+            keyspaces: vec![Keyspace::new(1, "default")],
         }
     }
 }
@@ -334,7 +352,18 @@ impl Config {
             check(!id_taken, &key, format!("id {} is given twice", keyspace.id));
             let name_taken = before.iter().any(|k| k.name == keyspace.name);
             check(!name_taken, &key, format!("name {:?} is given twice", keyspace.name));
+            let policy = &keyspace.policy;
+            for fault in policy.faults(&self.members()).into_iter().chain(policy.unimplemented()) {
+                check(false, &format!("{key}.{}", fault.field), fault.to_string());
+            }
         }
+    }
+
+    /// The regions of the cluster, as policies see them.
+    fn members(&self) -> Members {
+        let member = |jurisdiction: &String| Member { jurisdiction: jurisdiction.clone() };
+        let peers = self.peers.iter().map(|peer| (Region::new(&peer.region), member(&peer.jurisdiction)));
+        peers.chain([(Region::new(&self.region), member(&self.jurisdiction))]).collect()
     }
 
     /// How clients reach this region.

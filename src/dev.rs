@@ -143,6 +143,7 @@ async fn configs(
         let mut config = Config {
             cluster: "dev".to_owned(),
             region: region.clone(),
+            jurisdiction: jurisdiction_of(region),
             data_dir: data_dir.join(region),
             listen: plan.listen(at),
             // Whoever presses Ctrl-C waits for this.
@@ -158,6 +159,7 @@ async fn configs(
             proxies.spawn(links.clone().serve(listener, region.clone(), other.clone(), target.peer));
             config.peers.push(Peer {
                 region: other.clone(),
+                jurisdiction: jurisdiction_of(other),
                 endpoint: format!("http://{proxy}"),
                 client_endpoint: Some(format!("http://{}", target.client)),
                 tls_name: None,
@@ -167,6 +169,11 @@ async fn configs(
         configs.push(config);
     }
     Ok(configs)
+}
+
+/// What clouds call the place: the first part of `eu-west-1`.
+fn jurisdiction_of(region: &str) -> String {
+    region.split('-').next().unwrap_or(region).to_owned()
 }
 
 struct RegionThread {

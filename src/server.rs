@@ -15,7 +15,9 @@ use std::time::Duration;
 
 use isle_model::{Incarnation, KeyspaceId, Region as RegionName, TokenKey};
 use isle_node::peer::Connector;
-use isle_node::{Clock, Keyspace, Node, NodeConfig, NodeState, Parts, PeerConfig, StartError, SyncDriver, SystemClock};
+use isle_node::{
+    Clock, KeyspaceConfig, Node, NodeConfig, NodeState, Parts, PeerConfig, StartError, SyncDriver, SystemClock,
+};
 use isle_proto::v1::cluster_server::ClusterServer;
 use isle_proto::v1::dev_links_server::DevLinksServer;
 use isle_proto::v1::kv_server::KvServer;
@@ -35,7 +37,7 @@ use tower::layer::util::{Identity as NoLayer, Stack};
 
 use crate::admission::{AdmissionLayer, Bounds};
 use crate::causes::causes;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::connection::{self, Dial, Incoming, TcpDialer};
 use crate::links::Links;
 use crate::metrics::NodeVitals;
@@ -433,13 +435,21 @@ fn store_config(config: &Config) -> StoreConfig {
 
 fn node_config(config: &Config, cluster_key: [u8; 32]) -> NodeConfig {
     let keyspaces = config.keyspaces.iter();
+    let keyspace =
+        |k: &config::Keyspace| KeyspaceConfig { id: KeyspaceId(k.id), name: k.name.clone(), policy: k.policy.clone() };
     let peers = config.peers.iter();
+    let peer = |p: &config::Peer| PeerConfig {
+        region: RegionName::new(&p.region),
+        jurisdiction: p.jurisdiction.clone(),
+        endpoint: p.endpoint.clone(),
+    };
     NodeConfig {
         cluster: config.cluster.clone(),
         region: RegionName::new(&config.region),
         shards: config.shards,
-        keyspaces: keyspaces.map(|k| Keyspace { id: KeyspaceId(k.id), name: k.name.clone() }).collect(),
-        peers: peers.map(|p| PeerConfig { region: RegionName::new(&p.region), endpoint: p.endpoint.clone() }).collect(),
+        jurisdiction: config.jurisdiction.clone(),
+        keyspaces: keyspaces.map(keyspace).collect(),
+        peers: peers.map(peer).collect(),
         token_key: TokenKey::new(cluster_key),
         queue_bytes_max: u32::try_from(config.limits.queue_bytes_max).unwrap_or(u32::MAX),
         log_budget_bytes: config.limits.log_budget_bytes,

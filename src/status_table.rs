@@ -101,6 +101,12 @@ fn row_of_node(error: &NodeError) -> Row {
         NodeError::UnknownKeyspace { name, .. } => {
             Row::new(Code::NotFound, Reason::KeyspaceNotFound).fact("keyspace", name)
         }
+        NodeError::ResidencyViolation { keyspace, holders } => {
+            let holders: Vec<_> = holders.iter().map(isle_model::Region::as_str).collect();
+            Row::new(Code::PermissionDenied, Reason::ResidencyViolation)
+                .fact("keyspace", keyspace)
+                .fact("regions", holders.join(","))
+        }
         NodeError::VersionMismatch { current } => {
             Row::new(Code::Aborted, Reason::VersionMismatch).fact("version", BASE64.encode(current))
         }

@@ -1,7 +1,5 @@
 //! Durations and sizes as people write them: `40ms`, `1h30m`, `64MiB`. The same in the config file, the environment and flags.
 
-use std::time::Duration;
-
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UnitError {
     #[error("{0:?} is not a size; write one like 512, 64KiB, 64MiB or 2GiB")]
@@ -49,6 +47,8 @@ pub fn show_size(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::time::Duration;
+
     use super::*;
 
     #[test]

@@ -150,7 +150,7 @@ fn hello() -> Hello {
         rows: rows(),
         feature_level: 1,
         shards: 4,
-        keyspaces: vec![(KS, "default".to_owned(), 99)],
+        keyspaces: std::sync::Arc::new([(KS, 99)].into()),
         cursors: vec![(KS, SHARD, vector())],
         stated: vec![(KS, SHARD, vec![(Region::new("eu"), vector())])],
         absorbed: vec![(KS, SHARD, vec![(Region::new("us"), Vector::of(Dot::new(Incarnation(9), 1)))])],

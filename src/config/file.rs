@@ -1,5 +1,6 @@
 //! A TOML file, walked with its positions kept, so that every fault names its line.
 
+use isle_model::policy::{Policy, SETTINGS};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -61,9 +62,16 @@ impl File<'_> {
     }
 
     fn peers(&self, draft: &mut Draft, value: &DeValue<'_>, place: &str) {
-        let rows = self.rows(draft, "peers", value, place, &["region", "endpoint", "client_endpoint", "tls_name"]);
+        let rows = self.rows(
+            draft,
+            "peers",
+            value,
+            place,
+            &["region", "jurisdiction", "endpoint", "client_endpoint", "tls_name"],
+        );
         let peer = |mut row: Row| Peer {
             region: row.take("region").unwrap_or_default(),
+            jurisdiction: row.take("jurisdiction").unwrap_or_default(),
             endpoint: row.take("endpoint").unwrap_or_default(),
             client_endpoint: row.take("client_endpoint"),
             tls_name: row.take("tls_name"),
@@ -72,13 +80,26 @@ impl File<'_> {
     }
 
     fn keyspaces(&self, draft: &mut Draft, value: &DeValue<'_>, place: &str) {
-        let rows = self.rows(draft, "keyspaces", value, place, &["id", "name"]);
-        let keyspace = |mut row: Row| Keyspace {
+        let known: Vec<&str> = ["id", "name"].into_iter().chain(SETTINGS).collect();
+        let rows = self.rows(draft, "keyspaces", value, place, &known);
+        draft.config.keyspaces.clear();
+        for (at, mut row) in rows.into_iter().enumerate() {
             // 0 is refused by validation, which names the row.
-            id: row.take("id").and_then(|id| id.parse().ok()).unwrap_or(0),
-            name: row.take("name").unwrap_or_default(),
-        };
-        draft.config.keyspaces = rows.into_iter().map(keyspace).collect();
+            let id = row.take("id").and_then(|id| id.parse().ok()).unwrap_or(0);
+            let mut keyspace = Keyspace::new(id, &row.take("name").unwrap_or_default());
+            if !row.0.is_empty() {
+                let settings = row.0.iter().map(|(name, text)| (name.as_str(), text.as_str()));
+                let policy = Policy::of_settings(settings).unwrap_or_else(|faults| {
+                    for fault in faults {
+                        let place = draft.places.of(&format!("keyspaces[{at}].{}", fault.field));
+                        draft.fault(&place, fault.to_string());
+                    }
+                    keyspace.policy.clone()
+                });
+                keyspace.policy = policy;
+            }
+            draft.config.keyspaces.push(keyspace);
+        }
     }
 
     /// An array of tables of plain values, with unknown keys refused and the place of each row noted.

@@ -37,6 +37,7 @@ macro_rules! keys {
 keys! {
     "cluster" = "isle", "the same in every region" => |c, text| c.cluster, string(text);
     "region" = "", "this region's name" => |c, text| c.region, string(text);
+    "jurisdiction" = "", "whose law it is under, such as eu: residency rules speak of it" => |c, text| c.jurisdiction, string(text);
     "data_dir" = "", "where the data is kept" => |c, text| c.data_dir, path(text);
     "shards" = "4", "fixed when the cluster is made, the same in every region" => |c, text| c.shards, number(text);
     "insecure" = "false", "serve beyond loopback without [tls]" => |c, text| c.insecure, truth(text);
@@ -73,7 +74,8 @@ pub fn help() -> String {
     let keys: String = KEYS.iter().map(line).collect();
     format!(
         "Settings, with their defaults (in the file, as ISLE_… with _ for a dot, or by --set):\n{keys}\
-         \nIn the file alone: [[peers]] region, endpoint, client_endpoint, tls_name; [[keyspaces]] id, name."
+         \nIn the file alone: [[peers]] region, jurisdiction, endpoint, client_endpoint, tls_name; [[keyspaces]] id, name and the \
+         settings of a policy (scope, home, writes, …; writes = \"anywhere\" where none is given)."
     )
 }
 

@@ -41,7 +41,7 @@ fn a_file_is_read_over_the_defaults() {
     assert_eq!(config.limits.queue_bytes_max, 16 << 20);
     assert_eq!(config.limits.log_budget_age, Duration::from_secs(7200));
     assert_eq!(config.peers[0].client_endpoint.as_deref(), Some("https://us.example.com"));
-    assert_eq!(config.keyspaces[1], Keyspace { id: 2, name: "carts".to_owned() });
+    assert_eq!(config.keyspaces[1], Keyspace::new(2, "carts"));
 }
 
 #[test]

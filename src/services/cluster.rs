@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use tonic::{Request, Response, Status};
 
 use super::wire;
-use crate::config::Config;
+use crate::config::{self, Config};
 
 /// What is known of a region beside its node: fixed at start.
 pub struct Facts {
@@ -24,15 +24,16 @@ pub struct Facts {
 impl Facts {
     pub fn of(config: &Config) -> Facts {
         let endpoint = config.client_endpoint();
-        let row = |region: &str, endpoint: &str| v1::RegionEndpoint {
+        let row = |region: &str, jurisdiction: &str, endpoint: &str| v1::RegionEndpoint {
             region: region.to_owned(),
             endpoint: endpoint.to_owned(),
-            jurisdiction: String::new(),
+            jurisdiction: jurisdiction.to_owned(),
         };
         let peers = config.peers.iter();
-        let mut regions: Vec<_> =
-            peers.map(|peer| row(&peer.region, peer.client_endpoint.as_deref().unwrap_or_default())).collect();
-        regions.push(row(&config.region, &endpoint));
+        let mut regions: Vec<_> = peers
+            .map(|peer| row(&peer.region, &peer.jurisdiction, peer.client_endpoint.as_deref().unwrap_or_default()))
+            .collect();
+        regions.push(row(&config.region, &config.jurisdiction, &endpoint));
         regions.sort_by(|a, b| a.region.cmp(&b.region));
         let config_hash = config_hash(config, &regions);
         Facts { endpoint, regions, config_hash, log_budget_bytes: config.limits.log_budget_bytes }
@@ -41,9 +42,10 @@ impl Facts {
 
 /// Over what has to be the same in every region.
 fn config_hash(config: &Config, regions: &[v1::RegionEndpoint]) -> String {
-    let mut keyspaces: Vec<_> = config.keyspaces.iter().map(|keyspace| (keyspace.id, &keyspace.name)).collect();
+    let keyspace = |keyspace: &config::Keyspace| (keyspace.id, keyspace.name.clone(), keyspace.policy.to_string());
+    let mut keyspaces: Vec<_> = config.keyspaces.iter().map(keyspace).collect();
     keyspaces.sort_unstable();
-    let regions: Vec<&String> = regions.iter().map(|region| &region.region).collect();
+    let regions: Vec<_> = regions.iter().map(|region| (&region.region, &region.jurisdiction)).collect();
     let text = format!("{:?}", (&config.cluster, regions, config.shards, keyspaces));
     let digest = Sha256::digest(text.as_bytes());
     digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()

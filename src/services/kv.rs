@@ -133,6 +133,7 @@ impl Kv for KvService {
                 // What is wrong with the whole call is wrong with every item.
                 Err(
                     error @ (NodeError::UnknownKeyspace { .. }
+                    | NodeError::ResidencyViolation { .. }
                     | NodeError::Unimplemented { .. }
                     | NodeError::StalenessBoundExceeded { .. }),
                 ) => return Err(of_node(&error)),

@@ -1,9 +1,12 @@
 //! What two nodes say to each other, between the wire and the node. Everything that comes in is checked here, once.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use isle_model::{Incarnation, KeyspaceId, Region, ShardId, Vector};
 use isle_node::peer::{
-    DeltaBatch, FetchReply, FetchRequest, Hello, PeerError, StateReply, StateRequest, ToReceiver, ToSender,
+    DeltaBatch, FetchReply, FetchRequest, Fingerprints, Hello, PeerError, StateReply, StateRequest, ToReceiver,
+    ToSender,
 };
 use isle_proto::{convert, storage, v1};
 use isle_store::codec;
@@ -46,9 +49,15 @@ fn all<A, B>(from: Vec<A>, convert: impl Fn(A) -> Result<B, PeerError>) -> Resul
     from.into_iter().map(convert).collect()
 }
 
+fn digests(from: &Fingerprints) -> Vec<v1::KeyspaceDigest> {
+    from.iter().map(|(id, hash)| v1::KeyspaceDigest { id: id.0, hash: *hash }).collect()
+}
+
+fn to_fingerprints(from: Vec<v1::KeyspaceDigest>) -> Arc<Fingerprints> {
+    Arc::new(from.into_iter().map(|digest| (KeyspaceId(digest.id), digest.hash)).collect())
+}
+
 pub fn hello(from: &Hello) -> v1::Hello {
-    let keyspace =
-        |(id, name, hash): &(KeyspaceId, String, u64)| v1::KeyspaceDigest { id: id.0, name: name.clone(), hash: *hash };
     v1::Hello {
         protocol_version: from.protocol,
         cluster: from.cluster.clone(),
@@ -57,7 +66,7 @@ pub fn hello(from: &Hello) -> v1::Hello {
         rows: from.rows.iter().map(|(incarnation, row)| convert::row(*incarnation, row)).collect(),
         feature_level: from.feature_level,
         shard_count: from.shards,
-        keyspaces: from.keyspaces.iter().map(keyspace).collect(),
+        keyspaces: digests(&from.keyspaces),
         cursors: from.cursors.iter().map(cursor).collect(),
         stated: from.stated.iter().map(absorbed).collect(),
         absorbed: from.absorbed.iter().map(absorbed).collect(),
@@ -68,7 +77,6 @@ pub fn to_hello(from: v1::Hello) -> Result<Hello, PeerError> {
     if from.incarnation == 0 {
         return Err(corrupt("a hello without an incarnation"));
     }
-    let keyspaces = from.keyspaces.into_iter().map(|k| (KeyspaceId(k.id), k.name, k.hash)).collect();
     Ok(Hello {
         protocol: from.protocol_version,
         cluster: from.cluster,
@@ -77,7 +85,7 @@ pub fn to_hello(from: v1::Hello) -> Result<Hello, PeerError> {
         rows: convert::to_rows(from.rows).map_err(corrupt)?,
         feature_level: from.feature_level,
         shards: from.shard_count,
-        keyspaces,
+        keyspaces: to_fingerprints(from.keyspaces),
         cursors: all(from.cursors, to_cursor)?,
         stated: all(from.stated, to_absorbed)?,
         absorbed: all(from.absorbed, to_absorbed)?,
@@ -91,6 +99,7 @@ pub fn to_sender(from: ToSender) -> v1::ToSender {
             Message::Ack(v1::Ack { cursors: cursors.iter().map(cursor).collect(), bytes })
         }
         ToSender::Probe { id } => Message::Probe(v1::Probe { id }),
+        ToSender::Keyspaces(said) => Message::Keyspaces(v1::KeyspaceDigests { keyspaces: digests(&said) }),
         ToSender::Refetch { keyspace, shard, after } => {
             let after = Some(convert::vector(&after));
             Message::Refetch(v1::Refetch { keyspace: keyspace.0, shard: shard.0, after })
@@ -110,6 +119,7 @@ pub fn of_receiver(from: v1::ToSender) -> Result<ToSender, PeerError> {
         Message::Hello(_) => Err(corrupt("a second hello")),
         Message::Ack(ack) => Ok(ToSender::Ack { cursors: all(ack.cursors, to_cursor)?, bytes: ack.bytes }),
         Message::Probe(probe) => Ok(ToSender::Probe { id: probe.id }),
+        Message::Keyspaces(said) => Ok(ToSender::Keyspaces(to_fingerprints(said.keyspaces))),
         Message::Refetch(refetch) => Ok(ToSender::Refetch {
             keyspace: KeyspaceId(refetch.keyspace),
             shard: ShardId(refetch.shard),
@@ -127,6 +137,7 @@ pub fn to_receiver(from: ToReceiver) -> v1::ToReceiver {
             Message::NeedsState(v1::NeedsState { keyspace: keyspace.0, shard: shard.0 })
         }
         ToReceiver::Heartbeat { lag_bytes, caught_up } => Message::Heartbeat(v1::Heartbeat { lag_bytes, caught_up }),
+        ToReceiver::Keyspaces(said) => Message::Keyspaces(v1::KeyspaceDigests { keyspaces: digests(&said) }),
         ToReceiver::ProbeAnswer { id, wall_ms } => Message::ProbeAnswer(v1::ProbeAnswer { id, wall_ms }),
     };
     v1::ToReceiver { message: Some(message) }
@@ -141,6 +152,7 @@ pub fn of_sender(from: v1::ToReceiver) -> Result<ToReceiver, PeerError> {
             ToReceiver::NeedsState { keyspace: KeyspaceId(from.keyspace), shard: ShardId(from.shard) }
         }
         Message::Heartbeat(from) => ToReceiver::Heartbeat { lag_bytes: from.lag_bytes, caught_up: from.caught_up },
+        Message::Keyspaces(said) => ToReceiver::Keyspaces(to_fingerprints(said.keyspaces)),
         Message::ProbeAnswer(from) => ToReceiver::ProbeAnswer { id: from.id, wall_ms: from.wall_ms },
     })
 }
@@ -318,7 +330,7 @@ mod tests {
             rows: vec![(Incarnation(7), row)],
             feature_level: 1,
             shards: 4,
-            keyspaces: vec![(ks, "default".to_owned(), 99)],
+            keyspaces: Arc::new([(ks, 99)].into()),
             cursors: vec![(ks, shard, vector())],
             stated: vec![(ks, shard, vec![(eu.clone(), vector())])],
             absorbed: vec![(ks, shard, vec![(eu, vector())])],

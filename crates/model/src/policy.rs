@@ -16,7 +16,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::Region;
 pub use rules::Fault;
-pub use text::BadSetting;
+pub use text::{BadSetting, SETTINGS};
 
 /// Where a keyspace's data may be, and who writes it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

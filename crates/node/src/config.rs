@@ -3,22 +3,24 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use isle_model::limits::{CLOCK_DRIFT_MS_MAX, NAME_BYTES_MAX, SHARDS_DEFAULT, SHARDS_MAX};
+use isle_model::limits::{CLOCK_DRIFT_MS_MAX, SHARDS_DEFAULT, SHARDS_MAX};
+use isle_model::metadata::{Metadata, is_name};
+use isle_model::policy::{Member, Policy, Writes};
 use isle_model::{KeyspaceId, Region, TokenKey};
 
-/// A keyspace that this region holds.
+/// A keyspace that the cluster begins with. Those made later are the cluster's own knowledge.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Keyspace {
+pub struct KeyspaceConfig {
     pub id: KeyspaceId,
     pub name: String,
+    pub policy: Policy,
 }
 
-impl Keyspace {
-    /// Equal in two regions exactly if they mean the same keyspace by this id.
-    pub fn fingerprint(&self) -> u64 {
-        // FNV-1a: a check against configuration mistakes, not against attackers.
-        let bytes = self.id.0.to_be_bytes().into_iter().chain(self.name.bytes());
-        bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+impl KeyspaceConfig {
+    /// One whose keys have homes and are nevertheless written anywhere: there is no region that somebody would wait for.
+    pub fn new(id: KeyspaceId, name: &str) -> Self {
+        let policy = Policy { writes: Writes::Anywhere, ..Policy::default() };
+        KeyspaceConfig { id, name: name.to_owned(), policy }
     }
 }
 
@@ -26,6 +28,8 @@ impl Keyspace {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerConfig {
     pub region: Region,
+    /// Such as `eu`; empty where none is given.
+    pub jurisdiction: String,
     /// Where to dial it. Means something to the connector only.
     pub endpoint: String,
 }
@@ -34,8 +38,10 @@ pub struct PeerConfig {
 pub struct NodeConfig {
     pub cluster: String,
     pub region: Region,
+    /// Such as `eu`; empty where none is given.
+    pub jurisdiction: String,
     pub shards: u32,
-    pub keyspaces: Vec<Keyspace>,
+    pub keyspaces: Vec<KeyspaceConfig>,
     pub peers: Vec<PeerConfig>,
     /// Signs version tokens. The same in every region of the cluster.
     pub token_key: TokenKey,
@@ -71,7 +77,8 @@ impl Default for NodeConfig {
             cluster: "isle".to_owned(),
             region: Region::new("local"),
             shards: SHARDS_DEFAULT,
-            keyspaces: vec![Keyspace { id: KeyspaceId(1), name: "default".to_owned() }],
+            jurisdiction: String::new(),
+            keyspaces: vec![KeyspaceConfig::new(KeyspaceId(1), "default")],
             peers: Vec::new(),
             token_key: TokenKey::new([0; 32]),
             // About a tenth of a second of the largest burst one shard can commit.
@@ -121,6 +128,10 @@ impl NodeConfig {
             check(is_name(&keyspace.name), format!("keyspaces: {:?} is not a name", keyspace.name));
             check(ids.insert(keyspace.id), format!("keyspaces: id {} is given twice", keyspace.id.0));
             check(names.insert(&keyspace.name), format!("keyspaces: {:?} is named twice", keyspace.name));
+            let policy = &keyspace.policy;
+            for fault in policy.faults(&self.metadata().members).into_iter().chain(policy.unimplemented()) {
+                check(false, format!("keyspaces: {:?}: {fault}", keyspace.name));
+            }
         }
         let mut regions = BTreeSet::from([&self.region]);
         for peer in &self.peers {
@@ -150,15 +161,14 @@ impl NodeConfig {
         if faults.is_empty() { Ok(()) } else { Err(ConfigFaults { faults }) }
     }
 
-    pub(crate) fn keyspace(&self, name: &str) -> Option<&Keyspace> {
-        self.keyspaces.iter().find(|keyspace| keyspace.name == name)
+    /// What the cluster is before it has agreed on anything.
+    pub(crate) fn metadata(&self) -> Metadata {
+        let member = |jurisdiction: &String| Member { jurisdiction: jurisdiction.clone() };
+        let peers = self.peers.iter().map(|peer| (peer.region.clone(), member(&peer.jurisdiction)));
+        let members = peers.chain([(self.region.clone(), member(&self.jurisdiction))]).collect();
+        let keyspaces = self.keyspaces.iter();
+        Metadata::provisional(members, keyspaces.map(|ks| (ks.id, ks.name.clone(), ks.policy.clone())))
     }
-}
-
-fn is_name(name: &str) -> bool {
-    !name.is_empty()
-        && name.len() <= NAME_BYTES_MAX
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
 }
 
 #[cfg(test)]
@@ -172,7 +182,7 @@ mod tests {
 
     #[test]
     fn every_fault_is_named_at_once() {
-        let twice = Keyspace { id: KeyspaceId(1), name: "default".to_owned() };
+        let twice = KeyspaceConfig::new(KeyspaceId(1), "default");
         let config = NodeConfig {
             shards: 0,
             region: Region::new("no spaces please"),
@@ -182,13 +192,5 @@ mod tests {
         };
         let faults = config.validate().expect_err("five things are wrong").faults;
         assert_eq!(faults.len(), 5, "{faults:?}");
-    }
-
-    #[test]
-    fn a_renamed_keyspace_has_another_fingerprint() {
-        let keyspace = |id, name: &str| Keyspace { id: KeyspaceId(id), name: name.to_owned() }.fingerprint();
-        assert_eq!(keyspace(1, "a"), keyspace(1, "a"));
-        assert_ne!(keyspace(1, "a"), keyspace(1, "b"));
-        assert_ne!(keyspace(1, "a"), keyspace(2, "a"));
     }
 }

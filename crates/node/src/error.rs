@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use isle_model::{BadToken, FieldName, Incarnation, Kind};
+use isle_model::{BadToken, FieldName, Incarnation, Kind, Region};
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NodeError {
@@ -33,6 +33,9 @@ pub enum NodeError {
     Completing,
     #[error("there is no keyspace {name:?}; there are: {}", .known.join(", "))]
     UnknownKeyspace { name: String, known: Vec<String> },
+    /// Ask one of the holders.
+    #[error("this region may not hold keyspace {keyspace:?}; ask {}", listed(.holders))]
+    ResidencyViolation { keyspace: String, holders: Vec<Region> },
     #[error("{field}: {reason}")]
     BadField { field: &'static str, reason: String },
     #[error("{field}: {source}")]
@@ -54,6 +57,10 @@ pub enum NodeError {
     /// The storage could not be read.
     #[error("reading failed: {reason}")]
     ReadFailed { reason: String },
+}
+
+fn listed(regions: &[Region]) -> String {
+    regions.iter().map(Region::as_str).collect::<Vec<_>>().join(", ")
 }
 
 /// How far behind; `None` where some region has not been heard since the start.

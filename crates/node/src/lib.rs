@@ -11,6 +11,8 @@
 //! It knows no wire format and no file: those are the server's and the store's. Time, peers, chance and storage are parts
 //! handed to `Node::start`.
 
+mod catalog;
+mod change;
 mod clock;
 mod completing;
 mod config;
@@ -29,8 +31,9 @@ mod shared;
 mod standing;
 mod status;
 
+pub use change::ChangeError;
 pub use clock::{Clock, SystemClock};
-pub use config::{ConfigFaults, Keyspace, NodeConfig, PeerConfig};
+pub use config::{ConfigFaults, KeyspaceConfig, NodeConfig, PeerConfig};
 pub use context::RequestContext;
 pub use counters::{Counter, Counters, PeerCounters};
 pub use error::NodeError;

@@ -107,7 +107,9 @@ impl Upkeep {
             return Ok(());
         }
         for queue in &self.shared.queues {
-            let ids = || self.shared.config.keyspaces.iter().map(|keyspace| keyspace.id);
+            let known = self.shared.catalog.known();
+            let copied = || known.held_by(self.shared.me()).filter(|keyspace| keyspace.policy.is_copied());
+            let ids = || copied().map(|keyspace| keyspace.id);
             let again: Vec<KeyspaceId> = {
                 let mut restate = self.shared.restate.lock();
                 ids().filter(|id| restate.remove(&(*id, queue.shard))).collect()
@@ -125,26 +127,27 @@ impl Upkeep {
     }
 
     async fn forget(&mut self) -> Result<(), NodeError> {
-        let holders = self.holders();
-        let streams: Vec<StreamKey> = self.shared.stream_keys().collect();
-        for stream in streams {
+        for stream in self.shared.stream_keys() {
+            let holders = self.holders(stream.0);
             let keys = self.forgettable(stream, &holders)?;
             if keys.is_empty() {
                 continue;
             }
             let Some(queue) = self.shared.queue(stream.1) else { continue };
             let bytes = keys.iter().map(|key| 64 + key.len()).sum();
-            let (keyspace, holders) = (stream.0, holders.clone());
+            let keyspace = stream.0;
             let answer = queue.submit(bytes, |answer| Job::Forget { keyspace, keys, holders, answer }).await?;
             answer_of(answer).await?;
         }
         Ok(())
     }
 
-    /// Every region whose statement is waited for.
-    fn holders(&self) -> Arc<[Region]> {
+    /// Every region whose statement is waited for before a tombstone of the keyspace is forgotten.
+    fn holders(&self, keyspace: KeyspaceId) -> Arc<[Region]> {
+        let known = self.shared.catalog.known();
         let standing = self.shared.standing.lock();
-        let peers = self.shared.peers.keys().filter(|region| !standing.is_expired(region));
+        let copies = self.shared.peers.keys().filter(|region| known.is_for(region, keyspace));
+        let peers = copies.filter(|region| !standing.is_expired(region));
         std::iter::once(self.shared.me()).chain(peers).cloned().collect()
     }
 

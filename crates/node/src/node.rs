@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
+use isle_model::metadata::Metadata;
 use isle_model::{
     Context, Epoch, FieldKey, IncarnationTree, KeyspaceId, Mutation, Precondition, Reading, Record, Region, ShardId,
     WriteError, write,
@@ -39,7 +40,7 @@ use crate::shard_loop::{ShardLoop, read_failed};
 use crate::shard_queue::{self, ShardQueue, WriteAsk, WriteOutcomes, Written, answer_of};
 use crate::shared::{PeerSlot, Shared};
 use crate::status::{NodeStatus, status};
-use crate::{Keyspace, NodeConfig, NodeError, RequestContext, maintenance};
+use crate::{NodeConfig, NodeError, RequestContext, maintenance};
 
 /// Messages waiting for a subscriber. A batch is at most about 256 KiB, but for single large deltas.
 const OUTGOING_MAX: usize = 8;
@@ -211,7 +212,13 @@ impl Node {
         for peer in &config.peers {
             let (commands, commanded) = mpsc::unbounded_channel();
             let link = Mutex::new(Link::new(clock.monotonic()));
-            let slot = PeerSlot { link, handle: Mutex::new(None), commands, subscription: watch::Sender::new(0) };
+            let slot = PeerSlot {
+                link,
+                handle: Mutex::new(None),
+                commands,
+                subscription: watch::Sender::new(0),
+                said: Mutex::default(),
+            };
             peers.insert(peer.region.clone(), slot);
             inbound.push((peer.clone(), commanded));
         }
@@ -247,6 +254,15 @@ impl Node {
 
     pub fn config(&self) -> &NodeConfig {
         &self.shared.config
+    }
+
+    /// Members and keyspaces, as this node knows them last.
+    pub fn metadata(&self) -> Arc<Metadata> {
+        self.shared.catalog.known().metadata.clone()
+    }
+
+    pub(crate) fn learn(&self, metadata: Metadata) {
+        self.shared.catalog.learn(metadata);
     }
 
     pub fn counters(&self) -> &Counters {
@@ -290,7 +306,7 @@ impl Node {
     }
 
     fn checked(&self, ctx: &RequestContext, request: WriteRequest) -> Result<(Subject, WriteAsk), NodeError> {
-        let keyspace = self.keyspace(&request.keyspace)?.id;
+        let keyspace = self.keyspace(&request.keyspace)?;
         self.shared.check_serving()?;
         if !request.request_id.is_empty() {
             return Err(NodeError::Unimplemented { what: "request_id" });
@@ -446,14 +462,21 @@ impl Node {
             Consistency::Strong => return Err(NodeError::Unimplemented { what: "consistency=strong" }),
         }
         self.shared.counters.reads.add(1);
-        Ok((self.keyspace(keyspace)?.id, staleness))
+        Ok((self.keyspace(keyspace)?, staleness))
     }
 
-    fn keyspace(&self, name: &str) -> Result<&Keyspace, NodeError> {
-        self.shared.config.keyspace(name).ok_or_else(|| NodeError::UnknownKeyspace {
+    /// A keyspace whose data this region may hold.
+    fn keyspace(&self, name: &str) -> Result<KeyspaceId, NodeError> {
+        let known = self.shared.catalog.known();
+        let keyspace = known.named(name).ok_or_else(|| NodeError::UnknownKeyspace {
             name: name.to_owned(),
-            known: self.shared.config.keyspaces.iter().map(|keyspace| keyspace.name.clone()).collect(),
-        })
+            known: known.metadata.keyspaces.values().map(|keyspace| keyspace.name.clone()).collect(),
+        })?;
+        if !known.holds(self.shared.me(), keyspace.id) {
+            let holders = known.metadata.holders(keyspace.id).cloned().collect();
+            return Err(NodeError::ResidencyViolation { keyspace: name.to_owned(), holders });
+        }
+        Ok(keyspace.id)
     }
 
     fn version(&self, record: &Record, tree: &IncarnationTree, keyspace: KeyspaceId, key: &[u8]) -> Bytes {
@@ -496,7 +519,9 @@ impl Node {
             return Err(PeerError::Stopping);
         }
         let met = meet(&self.shared, &hello, None)?;
-        let answer = Ok(ToReceiver::Hello(Box::new(hello_for(&self.shared, &hello.region))));
+        let ours = hello_for(&self.shared, &hello.region);
+        let told = ours.keyspaces.clone();
+        let answer = Ok(ToReceiver::Hello(Box::new(ours)));
         if met == Met::CompleteFirst {
             // It learns from the answer what it has lost, and comes again once it is complete.
             let reason = "this incarnation is a branch; it is admitted once it is complete".to_owned();
@@ -507,7 +532,7 @@ impl Node {
         };
         slot.subscription.send_modify(|generation| *generation += 1);
         let (outgoing, messages) = mpsc::channel(OUTGOING_MAX);
-        let outbound = Outbound::new(self.shared.clone(), &hello);
+        let outbound = Outbound::new(self.shared.clone(), &hello, told);
         let task = outbound.run(outgoing, incoming, self.shared.stop.subscribe(), slot.subscription.subscribe());
         let mut tasks = self.tasks.lock();
         while tasks.links.try_join_next().is_some() {}

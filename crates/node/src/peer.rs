@@ -17,10 +17,11 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use crate::PeerConfig;
+pub use crate::catalog::Fingerprints;
 pub use crate::replication::batch_codec::Unpacker;
 
 /// The version of this conversation. Nodes of different versions do not talk.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 /// What this build may write. A tag is used only once every peer announces the level that brought it.
 pub const FEATURE_LEVEL: u32 = 1;
 
@@ -37,8 +38,8 @@ pub struct Hello {
     pub rows: Vec<(Incarnation, Row)>,
     pub feature_level: u32,
     pub shards: u32,
-    /// Id, name and fingerprint.
-    pub keyspaces: Vec<(KeyspaceId, String, u64)>,
+    /// What I mean by each keyspace.
+    pub keyspaces: Arc<Fingerprints>,
     /// What I have, durably, of your own streams.
     pub cursors: Vec<(KeyspaceId, ShardId, Vector)>,
     /// What I have heard you state that you absorbed.
@@ -75,6 +76,8 @@ pub enum ToReceiver {
         /// Whether everything durable here has been sent.
         caught_up: bool,
     },
+    /// What I mean by each keyspace from now on.
+    Keyspaces(Arc<Fingerprints>),
     /// Everything that was durable here when the probe came has been sent before this.
     ProbeAnswer {
         id: u64,
@@ -94,6 +97,8 @@ pub enum ToSender {
     Probe {
         id: u64,
     },
+    /// What I mean by each keyspace from now on.
+    Keyspaces(Arc<Fingerprints>),
     /// Send this stream again from what follows `after`.
     Refetch {
         keyspace: KeyspaceId,

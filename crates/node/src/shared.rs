@@ -11,6 +11,7 @@ use isle_store::{LogPosition, Store};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, watch};
 
+use crate::catalog::{Catalog, Fingerprints};
 use crate::clock::{Clock, ahead_of_most};
 use crate::completing::Completing;
 use crate::counters::Counters;
@@ -32,6 +33,7 @@ pub(crate) struct Shared {
     pub(crate) config: NodeConfig,
     pub(crate) store: Arc<Store>,
     pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) catalog: Catalog,
     hlc: Mutex<HlcClock>,
     pub(crate) counters: Counters,
     pub(crate) durability: Durability,
@@ -70,6 +72,8 @@ pub(crate) struct PeerSlot {
     pub(crate) commands: mpsc::UnboundedSender<LinkCommand>,
     /// Raised by each new subscription of the peer: an older one then ends.
     pub(crate) subscription: watch::Sender<u64>,
+    /// What the peer means by each keyspace, as it said last.
+    pub(crate) said: Mutex<Arc<Fingerprints>>,
 }
 
 /// A delta that cannot be applied.
@@ -131,6 +135,7 @@ impl Shared {
             fatal: watch::Sender::new(None),
             stop: watch::Sender::new(false),
             has_threads,
+            catalog: Catalog::new(config.metadata()),
             config,
             store,
             clock,
@@ -283,9 +288,9 @@ impl Shared {
     }
 
     /// Every keyspace and shard this region holds.
-    pub(crate) fn stream_keys(&self) -> impl Iterator<Item = StreamKey> + '_ {
-        let shards = 0..self.config.shards;
-        self.config.keyspaces.iter().flat_map(move |ks| shards.clone().map(|shard| (ks.id, ShardId(shard))))
+    pub(crate) fn stream_keys(&self) -> Vec<StreamKey> {
+        let known = self.catalog.known();
+        known.held_by(self.me()).flat_map(|ks| self.shards().map(|shard| (ks.id, shard))).collect()
     }
 }
 

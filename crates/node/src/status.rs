@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use isle_model::{Incarnation, KeyspaceId, Region};
 
+use crate::egress::{Gate, Verdict};
 use crate::replication::link::LinkState;
 use crate::replication::outbound::lag_of;
 use crate::shared::{PeerSlot, Shared};
@@ -50,6 +51,8 @@ pub struct KeyspaceStatus {
     pub name: String,
     pub records: u64,
     pub digest: Option<u128>,
+    /// Whether every region holds a copy.
+    pub is_everywhere: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -66,6 +69,8 @@ pub struct PeerStatus {
     /// What is read here of the peer's writes is at most this old.
     pub staleness: Option<Duration>,
     pub last_error: Option<String>,
+    /// Keyspaces by which the peer means something else, or nothing yet: they wait until it has heard of the change.
+    pub keyspaces_waiting: Vec<String>,
     /// Streams of the peer that stand still here at a delta that cannot be applied, until a state takes them past it.
     pub quarantined: u64,
     /// Why, of the newest.
@@ -74,16 +79,18 @@ pub struct PeerStatus {
 
 pub(crate) fn status(shared: &Shared) -> NodeStatus {
     let stats = shared.store.stats();
-    let keyspaces: Vec<KeyspaceStatus> = shared
-        .config
-        .keyspaces
-        .iter()
+    let known = shared.catalog.known();
+    let keyspaces: Vec<KeyspaceStatus> = known
+        .held_by(shared.me())
         .map(|keyspace| {
             let found = stats.keyspaces.iter().find(|s| s.id == keyspace.id);
             // A keyspace that the storage has not met is empty, once what there is has been counted.
             let digest = found.map_or_else(|| shared.store.is_counted().then_some(0), |s| s.digest);
             let records = found.map_or(0, |s| s.records);
-            KeyspaceStatus { id: keyspace.id, name: keyspace.name.clone(), records, digest }
+            let members = &known.metadata.members;
+            let is_everywhere =
+                keyspace.policy.is_copied() && keyspace.policy.holders(members).count() == members.len();
+            KeyspaceStatus { id: keyspace.id, name: keyspace.name.clone(), records, digest, is_everywhere }
         })
         .collect();
     let sum = |all: u128, keyspace: &KeyspaceStatus| keyspace.digest.map(|one| all.wrapping_add(one));
@@ -93,7 +100,7 @@ pub(crate) fn status(shared: &Shared) -> NodeStatus {
         incarnation: shared.store.incarnation(),
         state: state(shared),
         records: keyspaces.iter().map(|keyspace| keyspace.records).sum(),
-        digest: keyspaces.iter().try_fold(0, sum),
+        digest: keyspaces.iter().filter(|keyspace| keyspace.is_everywhere).try_fold(0, sum),
         conflicts_open: stats.conflicts_open,
         keyspaces,
         peers: shared
@@ -140,7 +147,14 @@ fn peer_status(shared: &Shared, slot: &PeerSlot, region: &Region, endpoint: &str
         receiving: link.inbound,
         staleness: link.fresh_as_of.map(|at| now.saturating_sub(at)),
         last_error: link.last_error.clone(),
+        keyspaces_waiting: keyspaces_waiting(shared, region),
         quarantined: quarantined.len() as u64,
         quarantine_reason: quarantined.into_iter().max_by_key(|held| held.since).map(|held| held.reason),
     }
+}
+
+fn keyspaces_waiting(shared: &Shared, peer: &Region) -> Vec<String> {
+    let (known, gate) = (shared.catalog.known(), Gate::to(shared, peer));
+    let waiting = known.held_by(shared.me()).filter(|keyspace| gate.judge(keyspace.id) == Verdict::Wait);
+    waiting.map(|keyspace| keyspace.name.clone()).collect()
 }

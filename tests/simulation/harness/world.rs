@@ -462,6 +462,7 @@ async fn serve_clients(region: &server::Region) -> Result<(), String> {
 
 fn config(site: usize, tuning: &Tuning) -> Config {
     let peer = |other: &&str| config::Peer {
+        jurisdiction: String::new(),
         region: (*other).to_owned(),
         endpoint: format!("http://{other}:{PEER_PORT}"),
         client_endpoint: None,
@@ -472,7 +473,7 @@ fn config(site: usize, tuning: &Tuning) -> Config {
         region: SITES[site].to_owned(),
         shards: SHARDS,
         peers: SITES.iter().filter(|other| **other != SITES[site]).map(peer).collect(),
-        keyspaces: KEYSPACES.iter().map(|k| config::Keyspace { id: k.id.0, name: k.name.to_owned() }).collect(),
+        keyspaces: KEYSPACES.iter().map(|k| config::Keyspace::new(k.id.0, k.name)).collect(),
         ..Config::default()
     };
     config.limits.log_budget_bytes = tuning.log_budget_bytes;

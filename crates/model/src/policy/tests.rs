@@ -136,3 +136,26 @@ fn what_is_no_setting_is_refused() {
         assert!(text.parse::<Residency>().is_err(), "{text:?}");
     }
 }
+
+#[test]
+fn a_policy_is_read_from_the_settings_it_shows() {
+    let labels = [("cost centre", "a=b,c"), ("team", "")].map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let policy = Policy {
+        ttl: Some(WARM_INTERVAL),
+        replication: Replication::Sync(1),
+        labels: labels.into(),
+        ..Policy::default()
+    };
+    let shown = policy.settings();
+    let settings = shown.iter().map(|(name, text)| (*name, text.as_str()));
+    assert_eq!(Policy::of_settings(settings), Ok(policy));
+    let global = Policy::of_settings([("replication", "sync(1)"), ("scope", "global")]).unwrap();
+    assert_eq!(global, Policy { replication: Replication::Sync(1), ..Policy::of_scope(Scope::Global) });
+}
+
+#[test]
+fn every_setting_that_is_not_read_is_named() {
+    let faults =
+        Policy::of_settings([("scope", "planet"), ("teir", "hot"), ("labels", "a"), ("ttl", "5")]).unwrap_err();
+    assert_eq!(fields(&faults), ["scope", "teir", "labels", "ttl"], "{faults:?}");
+}

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::{
-    COLD_INTERVAL, ConflictRule, HomeRule, Policy, ReadDefault, Replication, RequestIds, Residency, Scope, Tier,
+    COLD_INTERVAL, ConflictRule, Fault, HomeRule, Policy, ReadDefault, Replication, RequestIds, Residency, Scope, Tier,
     WARM_INTERVAL, Writes,
 };
 use crate::{Region, span};
@@ -62,6 +62,7 @@ const REPLICATION: &str = "async, sync(N)";
 const TIER: &str = "hot, warm(SPAN), cold(SPAN)";
 const READ_DEFAULT: &str = "eventual, session, bounded(SPAN), strong";
 const HOME: &str = "creator, hash, prefixes(PREFIX=REGION,…,*=REGION)";
+const LABELS: &str = "none, or a list of NAME=VALUE";
 const RESIDENCY: &str = "all, or a list of jurisdictions and region:NAME";
 
 impl fmt::Display for Replication {
@@ -200,6 +201,18 @@ impl FromStr for HomeRule {
     }
 }
 
+/// `none`, or `NAME=VALUE,…`. Empty names are no names.
+fn labels(text: &str) -> Option<BTreeMap<String, String>> {
+    if text == "none" {
+        return Some(BTreeMap::new());
+    }
+    let label = |part: &str| {
+        let (name, value) = part.split_once('=')?;
+        Some((unescape(name.trim()).filter(|name| !name.is_empty())?, unescape(value.trim())?))
+    };
+    text.split(',').map(label).collect()
+}
+
 /// `None` where one is no `PREFIX=REGION`, or stands twice.
 fn prefixes(list: &str) -> Option<BTreeMap<String, Region>> {
     let mut out = BTreeMap::new();
@@ -300,7 +313,70 @@ impl fmt::Display for Policy {
     }
 }
 
+/// The names of all settings, in the order of `Policy::settings`.
+pub const SETTINGS: [&str; 13] = [
+    "scope",
+    "home",
+    "writes",
+    "replication",
+    "tier",
+    "conflict",
+    "read_default",
+    "residency",
+    "ttl",
+    "request_ids",
+    "request_id_window",
+    "value_bytes_max",
+    "labels",
+];
+
 impl Policy {
+    /// What the settings say, over what a keyspace of their scope has where nothing else is said. All that is wrong is named.
+    pub fn of_settings<'a>(
+        settings: impl IntoIterator<Item = (&'a str, &'a str)> + Clone,
+    ) -> Result<Policy, Vec<Fault>> {
+        let mut faults = Vec::new();
+        let named_scope = settings.clone().into_iter().find(|(name, _)| *name == "scope");
+        let scope = named_scope.map_or(Ok(Scope::default()), |(_, text)| text.parse()).unwrap_or_default();
+        let mut policy = Policy::of_scope(scope);
+        for (name, text) in settings {
+            faults.extend(policy.set(name, text).err());
+        }
+        if faults.is_empty() { Ok(policy) } else { Err(faults) }
+    }
+
+    /// Sets one setting from its text form; `none` takes back what may be missing.
+    pub fn set(&mut self, name: &str, text: &str) -> Result<(), Fault> {
+        let fault = |rule: String| Fault { field: name.to_owned().into(), rule };
+        fn read<T: FromStr>(text: &str) -> Result<T, String>
+        where
+            T::Err: fmt::Display,
+        {
+            text.parse().map_err(|error: T::Err| error.to_string())
+        }
+        let span = |text: &str| span::parse(text).map_err(|error| error.to_string());
+        let is_none = text == "none";
+        match name {
+            "scope" => self.scope = read(text).map_err(fault)?,
+            "home" if is_none => self.home = None,
+            "home" => self.home = Some(read(text).map_err(fault)?),
+            "writes" => self.writes = read(text).map_err(fault)?,
+            "replication" => self.replication = read(text).map_err(fault)?,
+            "tier" => self.tier = read(text).map_err(fault)?,
+            "conflict" => self.conflict = read(text).map_err(fault)?,
+            "read_default" => self.read_default = read(text).map_err(fault)?,
+            "residency" => self.residency = read(text).map_err(fault)?,
+            "ttl" if is_none => self.ttl = None,
+            "ttl" => self.ttl = Some(span(text).map_err(fault)?),
+            "request_ids" => self.request_ids = read(text).map_err(fault)?,
+            "request_id_window" => self.request_id_window = span(text).map_err(fault)?,
+            "value_bytes_max" => self.value_bytes_max = read(text).map_err(fault)?,
+            "labels" => self.labels = labels(text).ok_or_else(|| fault(format!("{text:?} is not {LABELS}")))?,
+            _ => return Err(fault(format!("is no setting; there are: {}", SETTINGS.join(", ")))),
+        }
+        Ok(())
+    }
+
     /// Names and values of every setting that there is.
     pub fn settings(&self) -> Vec<(&'static str, String)> {
         let mut out = vec![("scope", self.scope.to_string())];
@@ -320,7 +396,7 @@ impl Policy {
             ("value_bytes_max", self.value_bytes_max.to_string()),
         ]);
         if !self.labels.is_empty() {
-            let labels = self.labels.iter().map(|(name, value)| format!("{name:?}:{value:?}"));
+            let labels = self.labels.iter().map(|(name, value)| format!("{}={}", escape(name), escape(value)));
             out.push(("labels", labels.collect::<Vec<_>>().join(",")));
         }
         out

@@ -21,7 +21,7 @@ pub(crate) fn hello_for(shared: &Shared, peer: &Region) -> Hello {
         rows: Vec::new(),
         feature_level: FEATURE_LEVEL,
         shards: shared.config.shards,
-        keyspaces: shared.config.keyspaces.iter().map(|ks| (ks.id, ks.name.clone(), ks.fingerprint())).collect(),
+        keyspaces: shared.catalog.known().fingerprints().clone(),
         cursors: Vec::new(),
         stated: Vec::new(),
         absorbed: Vec::new(),
@@ -51,6 +51,9 @@ pub(crate) fn meet(shared: &Shared, hello: &Hello, dialled: Option<&Region>) -> 
     let faults = misfits(shared, hello, dialled);
     if !faults.is_empty() {
         return Err(PeerError::Incompatible { reason: faults.join("; ") });
+    }
+    if let Some(slot) = shared.peers.get(&hello.region) {
+        *slot.said.lock() = hello.keyspaces.clone();
     }
     learn(shared, hello.rows.iter().cloned())?;
     check_names(shared, hello)?;
@@ -118,14 +121,6 @@ fn misfits(shared: &Shared, hello: &Hello, dialled: Option<&Region>) -> Vec<Stri
     check(shared.peers.contains_key(&hello.region), format!("{} is no peer of {}", hello.region, config.region));
     if let Some(dialled) = dialled {
         check(*dialled == hello.region, format!("dialled {dialled}, reached {}", hello.region));
-    }
-    for ours in &config.keyspaces {
-        if let Some((_, name, hash)) = hello.keyspaces.iter().find(|(id, ..)| *id == ours.id) {
-            check(
-                *hash == ours.fingerprint(),
-                format!("keyspace {} is {:?} here, {name:?} there", ours.id.0, ours.name),
-            );
-        }
     }
     faults
 }

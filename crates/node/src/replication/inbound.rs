@@ -16,7 +16,7 @@ use rand::rngs::StdRng;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 
-use crate::peer::{Connector, DeltaBatch, PeerError, ToReceiver, ToSender};
+use crate::peer::{Connector, DeltaBatch, Fingerprints, PeerError, ToReceiver, ToSender};
 use crate::replication::batch_codec::Unpacker;
 use crate::replication::handshake::{Met, hello_for, learn, meet};
 use crate::replication::schedule::Backoff;
@@ -101,6 +101,7 @@ impl Inbound {
         let peer = timeout(patience, self.connector.connect(&self.peer)).await.map_err(late)??;
         let (outgoing, words) = mpsc::channel(OUTGOING_MAX);
         let hello = hello_for(&self.shared, &self.peer.region);
+        let told = hello.keyspaces.clone();
         let mut stream = timeout(patience, peer.subscribe(hello, words)).await.map_err(late)??;
         let first = timeout(patience, stream.next()).await.map_err(late)?;
         let Some(ToReceiver::Hello(hello)) = first.transpose()? else {
@@ -131,6 +132,8 @@ impl Inbound {
             probe: None,
             probes: 0,
             unpacker: Unpacker::default(),
+            told,
+            left_out: BTreeSet::new(),
         })
     }
 }
@@ -162,6 +165,10 @@ struct Session {
     probe: Option<(u64, std::time::Duration)>,
     probes: u64,
     unpacker: Unpacker,
+    /// What the peer was told that this region means by each keyspace.
+    told: Arc<Fingerprints>,
+    /// Streams of which something came before this region held their keyspaces.
+    left_out: BTreeSet<StreamKey>,
 }
 
 impl Session {
@@ -173,12 +180,15 @@ impl Session {
         let mut beat = tokio::time::interval(self.shared.config.heartbeat_interval);
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut last_heard = Instant::now();
+        let mut catalog = self.shared.catalog.subscribe();
+        catalog.mark_changed();
         loop {
             tokio::select! {
                 biased;
                 Some(step) = self.pending.next(), if !self.pending.is_empty() => {
                     self.carry_on(step.map_err(not_taken)?).await?;
                 }
+                _ = catalog.changed() => self.tell().await?,
                 Some(LinkCommand::Refetch(stream)) = commands.recv() => self.refetch(stream).await?,
                 message = self.stream.next() => {
                     let closed = || PeerError::Unreachable { reason: "it closed the stream".to_owned() };
@@ -203,6 +213,12 @@ impl Session {
             ToReceiver::NeedsState { keyspace, shard } => {
                 self.refetching.remove(&(keyspace, shard));
                 self.shared.want_state(&self.origin, (keyspace, shard));
+                Ok(())
+            }
+            ToReceiver::Keyspaces(said) => {
+                if let Some(slot) = self.shared.peers.get(&self.origin) {
+                    *slot.said.lock() = said;
+                }
                 Ok(())
             }
             ToReceiver::Heartbeat { caught_up, .. } => {
@@ -247,10 +263,11 @@ impl Session {
     }
 
     /// Decodes a batch and sorts it by shard. Streams that a state is being taken of are left out.
-    fn sort(&self, encoded: Vec<Bytes>) -> Result<BTreeMap<ShardId, Vec<Received>>, PeerError> {
+    fn sort(&mut self, encoded: Vec<Bytes>) -> Result<BTreeMap<ShardId, Vec<Received>>, PeerError> {
         let mut by_shard: BTreeMap<ShardId, Vec<Received>> = BTreeMap::new();
         let mut unreadable: BTreeSet<StreamKey> = BTreeSet::new();
         let tree = self.shared.store.tree();
+        let known = self.shared.catalog.known();
         for bytes in encoded {
             let received = match codec::receive(bytes.clone()) {
                 Ok(received) => received,
@@ -263,6 +280,11 @@ impl Session {
             let stream = (delta.keyspace, delta.shard);
             if tree.region(delta.dot.incarnation) != Some(&self.origin) {
                 return Err(PeerError::Corrupt { reason: format!("delta {} is not of its own stream", delta.dot) });
+            }
+            if !known.is_for(self.shared.me(), delta.keyspace) {
+                // The sender has not heard of a change that this region has. Nothing of it may be stored here.
+                self.left_out.insert(stream);
+                continue;
             }
             // Behind an unreadable delta its stream has a gap: the state brings the rest as well.
             let streams = || self.shared.store.streams(stream.0, stream.1);
@@ -340,6 +362,22 @@ impl Session {
             }
         }
         Ok(cursors)
+    }
+
+    /// Tells the peer what this region means by each keyspace by now, and asks again for what it left out and holds by now.
+    async fn tell(&mut self) -> Result<(), PeerError> {
+        let known = self.shared.catalog.known();
+        if *known.fingerprints() != self.told {
+            self.told = known.fingerprints().clone();
+            self.say(ToSender::Keyspaces(self.told.clone())).await?;
+        }
+        let held = |stream: &StreamKey| known.is_for(self.shared.me(), stream.0);
+        let wanted: Vec<StreamKey> = self.left_out.iter().copied().filter(held).collect();
+        for stream in wanted {
+            self.left_out.remove(&stream);
+            self.refetch(stream).await?;
+        }
+        Ok(())
     }
 
     async fn refetch(&mut self, stream: StreamKey) -> Result<(), PeerError> {

@@ -15,7 +15,8 @@ use isle_store::{LogItem, LogPosition, TailError};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use crate::egress::egress_gate;
+use crate::catalog::Fingerprints;
+use crate::egress::{Gate, Verdict};
 use crate::peer::{Absorbed, Hello, PeerError, ToReceiver, ToSender};
 use crate::replication::batch_codec::{BatchBuilder, Packer, wire_bytes};
 use crate::shared::{Confirmed, PeerSlot, Shared, StreamKey};
@@ -35,10 +36,14 @@ pub(crate) struct Outbound {
     peer: Region,
     /// What the peer has, or has been sent.
     sent: BTreeMap<StreamKey, Vector>,
+    /// What the peer was told that this region means by each keyspace.
+    told: Arc<Fingerprints>,
     /// Streams that wait for the peer to take a state.
     waiting: BTreeSet<StreamKey>,
     /// Where the first of them began to wait: the peer's state will reach at least here.
     hold: Option<LogPosition>,
+    /// Keyspaces that wait for the two to mean the same by them, and where in the log what is for the peer begins.
+    held_back: BTreeMap<KeyspaceId, LogPosition>,
     /// Streams that the peer has to take as a state whatever the log holds.
     overdue: BTreeSet<StreamKey>,
     scanned: LogPosition,
@@ -69,20 +74,26 @@ struct InFlight {
 }
 
 impl Outbound {
-    pub(crate) fn new(shared: Arc<Shared>, hello: &Hello) -> Self {
+    /// `told`: by the Hello that answered the peer's.
+    pub(crate) fn new(shared: Arc<Shared>, hello: &Hello, told: Arc<Fingerprints>) -> Self {
         let peer = hello.region.clone();
         let sent: BTreeMap<StreamKey, Vector> =
             hello.cursors.iter().map(|(keyspace, shard, vector)| ((*keyspace, *shard), vector.clone())).collect();
         let scanned = start(&shared, &peer, &sent);
-        let overdue =
-            if shared.standing.lock().is_expired(&peer) { shared.stream_keys().collect() } else { BTreeSet::new() };
+        let overdue = if shared.standing.lock().is_expired(&peer) {
+            shared.stream_keys().into_iter().collect()
+        } else {
+            BTreeSet::new()
+        };
         restate_what_was_missed(&shared, hello);
         Outbound {
             known_rows: hello.rows.iter().map(|(incarnation, _)| *incarnation).collect(),
             acked: sent.clone(),
             sent,
+            told,
             waiting: BTreeSet::new(),
             hold: None,
+            held_back: BTreeMap::new(),
             overdue,
             scanned,
             verified: false,
@@ -108,6 +119,7 @@ impl Outbound {
         let generation = *subscription.borrow_and_update();
         self.set_up(true);
         let mut durable = self.shared.durability.subscribe();
+        let mut catalog = self.shared.catalog.subscribe();
         let mut heartbeat = tokio::time::interval(self.shared.config.heartbeat_interval);
         heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut last_heard = Instant::now();
@@ -129,6 +141,10 @@ impl Outbound {
                 permit = outgoing.reserve(), if self.has_word() || wakes_at.is_some_and(|at| at <= Instant::now()) => {
                     let Ok(permit) = permit else { break };
                     self.say(permit)
+                }
+                _ = catalog.changed() => {
+                    self.let_go();
+                    Ok(())
                 }
                 () = sleep_until(wakes_at), if wakes_at.is_some_and(|at| at > Instant::now()) => Ok(()),
                 _ = durable.changed(), if wakes_at.is_none() => Ok(()),
@@ -171,6 +187,12 @@ impl Outbound {
                 }
             }
             ToSender::Refetch { keyspace, shard, after } => self.go_back((keyspace, shard), after),
+            ToSender::Keyspaces(said) => {
+                if let Some(slot) = self.shared.peers.get(&self.peer) {
+                    *slot.said.lock() = said;
+                }
+                self.let_go();
+            }
         }
     }
 
@@ -211,7 +233,8 @@ impl Outbound {
     fn note_confirmed(&self, position: Option<LogPosition>) {
         let position = if self.in_flight.is_empty() { Some(self.scanned) } else { position };
         let Some(position) = position else { return };
-        let held = self.hold.into_iter().chain(self.short.values().map(|(from, _)| *from));
+        let short = self.short.values().map(|(from, _)| *from);
+        let held = self.hold.into_iter().chain(short).chain(self.held_back.values().copied());
         let position = held.fold(position, LogPosition::min);
         if let Some(slot) = self.shared.peers.get(&self.peer) {
             slot.link.lock().confirmed = Some(Confirmed { position, cursors: self.acked.clone() });
@@ -220,7 +243,31 @@ impl Outbound {
 
     /// Whether the stream is there, and for this peer.
     fn ships(&self, stream: StreamKey) -> bool {
-        self.shared.queue(stream.1).is_some() && egress_gate(&self.shared.config, &self.peer, stream.0)
+        self.shared.queue(stream.1).is_some() && self.gate().passes(stream.0)
+    }
+
+    fn gate(&self) -> Gate {
+        Gate::to(&self.shared, &self.peer)
+    }
+
+    /// Goes back for what was held back and may leave by now.
+    fn let_go(&mut self) {
+        let gate = self.gate();
+        let (mut from, before) = (self.scanned, self.scanned);
+        self.held_back.retain(|keyspace, position| match gate.judge(*keyspace) {
+            Verdict::Wait => true,
+            Verdict::Never => false,
+            Verdict::Pass => {
+                from = from.min(*position);
+                false
+            }
+        });
+        // What the log does not hold of a keyspace that is new to the peer shows only when its end is looked at again.
+        self.verified = false;
+        if from < before {
+            self.scanned = from.max(self.shared.store.oldest());
+            self.in_flight.clear();
+        }
     }
 
     fn go_back(&mut self, stream: StreamKey, after: Vector) {
@@ -273,10 +320,20 @@ impl Outbound {
     fn has_word(&self) -> bool {
         let probe = self.probes.front().is_some_and(|(_, position)| *position <= self.scanned);
         let unverified = !self.verified && self.scanned >= self.shared.store.durable();
-        probe || unverified || !self.overdue.is_empty()
+        probe || unverified || !self.overdue.is_empty() || self.news().is_some()
+    }
+
+    /// What this region means by each keyspace, where the peer has not been told.
+    fn news(&self) -> Option<Arc<Fingerprints>> {
+        Some(self.shared.catalog.known().fingerprints().clone()).filter(|known| *known != self.told)
     }
 
     fn say(&mut self, permit: mpsc::Permit<'_, Result<ToReceiver, PeerError>>) -> Result<(), PeerError> {
+        if let Some(news) = self.news() {
+            self.told = news.clone();
+            permit.send(Ok(ToReceiver::Keyspaces(news)));
+            return Ok(());
+        }
         if let Some(stream) = self.overdue.pop_first() {
             permit.send(Ok(self.needs_state(stream)));
             return Ok(());
@@ -317,10 +374,11 @@ impl Outbound {
     fn missing_beyond_log(&self, streams: &[(StreamKey, Arc<Streams>)]) -> Option<StreamKey> {
         let tree = self.shared.store.tree();
         let nothing = Vector::new();
+        let gate = self.gate();
         let lacks = |(stream, streams): &&(StreamKey, Arc<Streams>)| {
             let have = self.sent.get(stream).unwrap_or(&nothing);
             let lacking = streams.last_own().is_some_and(|dot| !have.covers(dot, tree.shard(stream.1)));
-            lacking && !self.waiting.contains(stream) && egress_gate(&self.shared.config, &self.peer, stream.0)
+            lacking && !self.waiting.contains(stream) && gate.passes(stream.0)
         };
         streams.iter().find(lacks).map(|(stream, _)| *stream)
     }
@@ -339,9 +397,9 @@ impl Outbound {
         let (from, mut read_to) = (self.scanned, self.scanned);
         let mut last = BTreeMap::new();
         let mut broken = None;
-        let tree = self.shared.store.tree();
+        let (tree, gate) = (self.shared.store.tree(), self.gate());
         for item in &tail.items {
-            match self.offer(item, &tree) {
+            match self.offer(item, &tree, &gate) {
                 Offer::Ship => {
                     builder.push(&item.encoded);
                     last.insert((item.head.keyspace, item.head.shard), item.head.dot);
@@ -411,11 +469,8 @@ impl Outbound {
     fn take_up_offers(&mut self) {
         let offers = self.shared.offers.lock();
         let mine = offers.iter().filter(|(region, _)| *region == self.peer).map(|(_, stream)| *stream);
-        self.overdue.extend(
-            mine.filter(|stream| {
-                !self.waiting.contains(stream) && egress_gate(&self.shared.config, &self.peer, stream.0)
-            }),
-        );
+        let gate = self.gate();
+        self.overdue.extend(mine.filter(|stream| !self.waiting.contains(stream) && gate.passes(stream.0)));
     }
 
     fn beat(&self, outgoing: &Outgoing) {
@@ -434,13 +489,21 @@ enum Offer {
 }
 
 impl Outbound {
-    fn offer(&mut self, item: &LogItem, tree: &IncarnationTree) -> Offer {
+    fn offer(&mut self, item: &LogItem, tree: &IncarnationTree, gate: &Gate) -> Offer {
         let head = &item.head;
         let stream = (head.keyspace, head.shard);
-        if !item.own || self.waiting.contains(&stream) || !egress_gate(&self.shared.config, &self.peer, head.keyspace) {
+        if !item.own || self.waiting.contains(&stream) {
             return Offer::Skip;
         }
         let lineage = tree.shard(head.shard);
+        let verdict = gate.judge(head.keyspace);
+        if verdict != Verdict::Pass {
+            let is_new = self.sent.get(&stream).is_none_or(|sent| !sent.covers(head.dot, lineage));
+            if verdict == Verdict::Wait && is_new {
+                self.held_back.entry(head.keyspace).or_insert(self.scanned);
+            }
+            return Offer::Skip;
+        }
         let sent = self.sent.entry(stream).or_default();
         if sent.covers(head.dot, lineage) {
             return Offer::Skip;
@@ -481,7 +544,8 @@ pub(crate) fn lag_of(shared: &Shared, peer: &Region, slot: &PeerSlot) -> (u64, D
             cursors.and_then(|cursors| cursors.get(&stream)).is_some_and(|v| v.covers(dot, tree.shard(stream.1)))
         };
         let streams = store.all_streams();
-        let shipped = streams.iter().filter(|(stream, _)| egress_gate(&shared.config, peer, stream.0));
+        let known = shared.catalog.known();
+        let shipped = streams.iter().filter(|(stream, _)| known.is_for(peer, stream.0));
         if shipped.filter_map(|(stream, streams)| Some((*stream, streams.last_own()?))).all(has) {
             return (0, Duration::ZERO);
         }

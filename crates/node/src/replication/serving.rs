@@ -10,7 +10,7 @@ use isle_model::{IncarnationTree, Region, Vector};
 use isle_store::{LogItem, LogPosition, StateChunk, TailError};
 use parking_lot::Mutex;
 
-use crate::egress::egress_gate;
+use crate::egress::{Gate, Verdict};
 use crate::peer::{FetchReply, FetchRequest, PeerError, StateReply, StateRequest};
 use crate::replication::batch_codec::{BatchBuilder, wire_bytes};
 use crate::shard_queue::chunk_bytes;
@@ -116,9 +116,14 @@ pub(crate) fn serve_state(shared: &Shared, ask: &StateRequest) -> Result<StateRe
 }
 
 fn check(shared: &Shared, asker: &Region, stream: StreamKey, asker_is_behind: bool) -> Result<(), PeerError> {
-    if !egress_gate(&shared.config, asker, stream.0) || shared.queue(stream.1).is_none() {
+    let verdict = Gate::to(shared, asker).judge(stream.0);
+    if verdict == Verdict::Never || shared.queue(stream.1).is_none() {
         let reason = format!("keyspace {} shard {} is not for {asker}", stream.0.0, stream.1.0);
         return Err(PeerError::Incompatible { reason });
+    }
+    if verdict == Verdict::Wait {
+        let reason = format!("{asker} means something else by keyspace {}", stream.0.0);
+        return Err(PeerError::NotReady { reason });
     }
     if shared.standing.lock().is_behind() && !asker_is_behind {
         return Err(PeerError::NotReady { reason: "its disk was found behind, and it is being completed".to_owned() });

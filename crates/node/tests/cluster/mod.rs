@@ -190,7 +190,11 @@ impl Cluster {
                 .regions
                 .iter()
                 .filter(|other| *other != region)
-                .map(|other| PeerConfig { region: Region::new(other), endpoint: other.clone() })
+                .map(|other| PeerConfig {
+                    region: Region::new(other),
+                    jurisdiction: String::new(),
+                    endpoint: other.clone(),
+                })
                 .collect(),
             ..NodeConfig::default()
         };

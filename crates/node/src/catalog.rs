@@ -1,0 +1,88 @@
+//! The metadata as this node knows it last. Nothing on the data path waits for the cluster to agree: it asks here.
+//!
+//! Until the cluster has agreed on anything, it is what the configuration says.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use isle_model::metadata::{Keyspace, Metadata};
+use isle_model::{KeyspaceId, Region};
+use tokio::sync::watch;
+
+/// By keyspace, what a region means by it.
+pub type Fingerprints = BTreeMap<KeyspaceId, u64>;
+
+pub(crate) struct Catalog {
+    known: watch::Sender<Arc<Known>>,
+}
+
+/// One state of the metadata, and what is asked of it often.
+pub(crate) struct Known {
+    pub(crate) metadata: Arc<Metadata>,
+    by_name: HashMap<String, KeyspaceId>,
+    fingerprints: Arc<Fingerprints>,
+}
+
+impl Catalog {
+    pub(crate) fn new(metadata: Metadata) -> Catalog {
+        Catalog { known: watch::Sender::new(Arc::new(Known::new(metadata))) }
+    }
+
+    pub(crate) fn known(&self) -> Arc<Known> {
+        self.known.borrow().clone()
+    }
+
+    /// Woken by every change.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<Arc<Known>> {
+        self.known.subscribe()
+    }
+
+    /// What the cluster has agreed on. An older state than the known one changes nothing.
+    pub(crate) fn learn(&self, metadata: Metadata) {
+        self.known.send_if_modified(|known| {
+            let is_newer = metadata.revision > known.metadata.revision;
+            if is_newer {
+                *known = Arc::new(Known::new(metadata));
+            }
+            is_newer
+        });
+    }
+}
+
+impl Known {
+    fn new(metadata: Metadata) -> Known {
+        let keyspaces = || metadata.keyspaces.values();
+        Known {
+            by_name: keyspaces().map(|keyspace| (keyspace.name.clone(), keyspace.id)).collect(),
+            fingerprints: Arc::new(keyspaces().map(|keyspace| (keyspace.id, keyspace.fingerprint())).collect()),
+            metadata: Arc::new(metadata),
+        }
+    }
+
+    pub(crate) fn named(&self, name: &str) -> Option<&Keyspace> {
+        self.keyspace(*self.by_name.get(name)?)
+    }
+
+    pub(crate) fn keyspace(&self, id: KeyspaceId) -> Option<&Keyspace> {
+        self.metadata.keyspaces.get(&id)
+    }
+
+    pub(crate) fn fingerprints(&self) -> &Arc<Fingerprints> {
+        &self.fingerprints
+    }
+
+    /// Whether a region may hold a keyspace's data, copied there or its own.
+    pub(crate) fn holds(&self, region: &Region, id: KeyspaceId) -> bool {
+        self.keyspace(id).is_some_and(|keyspace| keyspace.policy.admits(region, &self.metadata.members))
+    }
+
+    /// Whether what one region writes into a keyspace is for another.
+    pub(crate) fn is_for(&self, region: &Region, id: KeyspaceId) -> bool {
+        self.keyspace(id).is_some_and(|ks| ks.policy.is_copied() && ks.policy.admits(region, &self.metadata.members))
+    }
+
+    /// The keyspaces whose data a region may hold.
+    pub(crate) fn held_by<'a>(&'a self, region: &'a Region) -> impl Iterator<Item = &'a Keyspace> {
+        self.metadata.keyspaces.values().filter(|keyspace| keyspace.policy.admits(region, &self.metadata.members))
+    }
+}
