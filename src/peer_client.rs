@@ -9,10 +9,13 @@ use async_trait::async_trait;
 use futures::stream::{BoxStream, StreamExt};
 use http::Uri;
 use hyper_util::rt::TokioIo;
+use isle_model::Region;
 use isle_node::PeerConfig;
 use isle_node::peer::{
-    Connector, FetchReply, FetchRequest, Hello, Peer, PeerError, StateReply, StateRequest, ToReceiver, ToSender,
+    Connector, FetchReply, FetchRequest, ForwardError, ForwardRequest, Hello, Peer, PeerError, ReadReply, ReadRequest,
+    StateReply, StateRequest, ToReceiver, ToSender,
 };
+use isle_node::{NodeError, WriteReply};
 use isle_proto::v1::peer_client::PeerClient;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -22,6 +25,7 @@ use tonic::transport::Endpoint;
 use crate::causes::causes;
 use crate::checked_channel::CheckedChannel;
 use crate::connection::Dial;
+use crate::services::forward_wire;
 use crate::services::peer_wire::{self, Identity};
 use crate::status_table::to_peer;
 
@@ -62,7 +66,7 @@ impl Connector for TonicConnector {
         let client = PeerClient::new(CheckedChannel(channel))
             .max_decoding_message_size(PEER_MESSAGE_BYTES_MAX)
             .max_encoding_message_size(PEER_MESSAGE_BYTES_MAX);
-        Ok(Arc::new(TonicPeer { client, identity: self.identity.clone() }))
+        Ok(Arc::new(TonicPeer { client, identity: self.identity.clone(), region: peer.region.clone() }))
     }
 }
 
@@ -82,6 +86,8 @@ fn endpoint(peer: &str) -> Result<Endpoint, PeerError> {
 struct TonicPeer {
     client: PeerClient<CheckedChannel>,
     identity: Identity,
+    /// The one who is called.
+    region: Region,
 }
 
 fn request<T>(message: T) -> Request<T> {
@@ -118,5 +124,21 @@ impl Peer for TonicPeer {
         let message = request(peer_wire::state_request(&self.identity, asked));
         let answer = self.client.clone().state(message).await.map_err(|status| to_peer(&status))?;
         peer_wire::to_state_reply(answer.into_inner())
+    }
+
+    // Neither has a timeout on the wire: the far side would drop a write that is under way, and say nothing of it. The node
+    // waits as long as it said that it would.
+
+    async fn forward(&self, asked: ForwardRequest) -> Result<Vec<Result<WriteReply, NodeError>>, ForwardError> {
+        let message = forward_wire::forward_request(&self.identity, asked);
+        let answer = self.client.clone().forward(message).await;
+        let answer = answer.map_err(|status| forward_wire::to_forward_error(&status))?;
+        forward_wire::to_forward_replies(&self.region, answer.into_inner())
+    }
+
+    async fn read(&self, asked: ReadRequest) -> Result<ReadReply, ForwardError> {
+        let message = forward_wire::read_request(&self.identity, asked);
+        let answer = self.client.clone().read(message).await;
+        forward_wire::to_read_reply(answer.map_err(|status| forward_wire::to_forward_error(&status))?.into_inner())
     }
 }

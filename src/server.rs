@@ -54,8 +54,8 @@ use crate::{boot, http};
 
 /// Above a batch of 4 MiB, so that one that is a little too large is told which field is.
 const CLIENT_MESSAGE_BYTES_MAX: usize = 8 << 20;
-/// A peer that dials sends rows and cursors, and no data: these are some 50,000 rows.
-const PEER_REQUEST_BYTES_MAX: usize = 4 << 20;
+/// A peer that dials sends rows and cursors, and what its clients ask of homes here: a batch, with room for who asks.
+const PEER_REQUEST_BYTES_MAX: usize = 5 << 20;
 /// Of requests that are still coming in: 64 batches of the largest at the same moment.
 const CLIENT_RECEIVING_BYTES_MAX: usize = 256 << 20;
 const CLIENT_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
@@ -442,6 +442,7 @@ fn node_config(config: &Config, cluster_key: [u8; 32]) -> NodeConfig {
         region: RegionName::new(&p.region),
         jurisdiction: p.jurisdiction.clone(),
         endpoint: p.endpoint.clone(),
+        client_endpoint: p.client_endpoint.clone().unwrap_or_default(),
     };
     NodeConfig {
         cluster: config.cluster.clone(),

@@ -2,7 +2,9 @@
 
 pub mod cluster;
 pub mod dev_links;
+pub mod forward_wire;
 pub mod kv;
+pub mod operation;
 pub mod peer;
 pub mod peer_wire;
 pub mod wire;

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use isle_node::NodeError;
 use isle_node::peer::PeerError;
+use isle_node::{NodeError, RemoteError};
 use isle_proto::v1::{self, ErrorReason as Reason};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
@@ -90,11 +90,40 @@ fn brief(mut message: String) -> String {
 }
 
 pub fn of_node(error: &NodeError) -> Status {
+    if let NodeError::Remote(error) = error {
+        return of_remote(error);
+    }
     row_of_node(error).status(error.to_string())
+}
+
+/// What another region said, as it said it.
+fn of_remote(error: &RemoteError) -> Status {
+    let facts: HashMap<String, String> = error.facts.clone().into_iter().collect();
+    let mut details = ErrorDetails::with_error_info(&error.reason, v1::ERROR_DOMAIN, facts);
+    if let Some(after) = error.retry_after {
+        details.set_retry_info(Some(after));
+    }
+    if !error.field.is_empty() {
+        details.add_bad_request_violation(&error.field, &error.message);
+    }
+    Status::with_error_details(Code::from(error.code), &error.message, details)
 }
 
 fn row_of_node(error: &NodeError) -> Row {
     match error {
+        NodeError::NotHome { home, endpoint, epoch } => Row::new(Code::FailedPrecondition, Reason::NotHome)
+            .fact("home", home)
+            .fact("endpoint", endpoint)
+            .fact("epoch", epoch.0),
+        NodeError::HomeUnreachable { home, .. } => {
+            Row::new(Code::Unavailable, Reason::HomeUnreachable).fact("home", home).retry_after(Duration::from_secs(1))
+        }
+        NodeError::TooFewHolders { needed, connected } => Row::new(Code::Unavailable, Reason::HomeUnreachable)
+            .fact("needed", needed)
+            .fact("connected", connected)
+            .retry_after(Duration::from_secs(1)),
+        // Handed on before it comes here.
+        NodeError::Remote(_) => Row::new(Code::Unknown, Reason::OutcomeUnknown),
         NodeError::BadField { field, .. } | NodeError::BadToken { field, .. } => {
             Row::new(Code::InvalidArgument, Reason::InvalidField).field(field)
         }

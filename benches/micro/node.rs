@@ -63,6 +63,8 @@ fn request(records: &mut Records, number: u64) -> WriteRequest {
         precondition: PreconditionAsked::None,
         context: None,
         request_id: String::new(),
+        home: None,
+        forward: true,
     }
 }
 

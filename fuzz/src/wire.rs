@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use isle::services::peer_wire::{self, Identity};
-use isle::services::wire;
+use isle::services::{forward_wire, operation, wire};
 use isle::{config, status_table};
 use isle_model::Region;
 use isle_node::fuzzing;
@@ -48,7 +48,7 @@ pub fn peer_message(input: &[u8]) -> Verdict {
     let Some((kind, rest)) = input.split_first() else { return Verdict::Refused };
     let identity = Identity { cluster: "c".to_owned(), region: Region::new("us") };
     let refused = |_| ();
-    let understood = match kind % 6 {
+    let understood = match kind % 9 {
         0 => of(rest, |message: v1::ToSender| match message.message {
             Some(v1::to_sender::Message::Hello(hello)) => hello_again(hello),
             message => peer_wire::of_receiver(v1::ToSender { message }).map(drop).map_err(refused),
@@ -74,6 +74,13 @@ pub fn peer_message(input: &[u8]) -> Verdict {
             }
             peer_wire::to_state_reply(message).map(drop).map_err(refused)
         }),
+        6 => of(rest, |message: v1::ForwardRequest| {
+            forward_wire::to_forward_request(&identity, message).map(drop).map_err(refused)
+        }),
+        7 => of(rest, |message: v1::ForwardResponse| {
+            forward_wire::to_forward_replies(&identity.region, message).map(drop).map_err(|_| ())
+        }),
+        8 => of(rest, |message: v1::ReadResponse| forward_wire::to_read_reply(message).map(drop).map_err(|_| ())),
         _ => of(rest, |message: v1::StateRequest| {
             peer_wire::to_state_request(&identity, message).map(drop).map_err(refused)
         }),
@@ -105,7 +112,7 @@ pub fn client_message(input: &[u8]) -> Verdict {
     let options = |read: Option<v1::ReadOptions>| wire::consistency(read).map(drop);
     let understood = match kind % 8 {
         0 => of(rest, |message: v1::PutRequest| {
-            sound(wire::check_write_options(message.write.as_ref()).and_then(|()| value(message.value)))
+            sound(operation::put(message.clone()).map(drop).and_then(|()| value(message.value)))
         }),
         1 => of(rest, |message: v1::PatchRequest| {
             sound(message.set.into_values().try_for_each(|field| value(Some(field))))
@@ -115,7 +122,7 @@ pub fn client_message(input: &[u8]) -> Verdict {
         4 => of(rest, |message: v1::BatchGetRequest| sound(options(message.read))),
         5 => of(rest, |_: v1::BatchWriteRequest| Ok(())),
         6 => of(rest, |_: v1::WriteRequest| Ok(())),
-        _ => of(rest, |message: v1::DeleteRequest| sound(wire::check_write_options(message.write.as_ref()))),
+        _ => of(rest, |message: v1::DeleteRequest| sound(operation::delete(message).map(drop))),
     };
     Verdict::of(&understood)
 }

@@ -14,7 +14,7 @@ pub struct WriteFlags {
     /// Names the operation, so that a retry returns its first outcome (not served yet)
     #[arg(long, value_name = "ID")]
     request_id: Option<String>,
-    /// The home of a key that this creates (not served yet)
+    /// The home of a key that this creates, where the keyspace leaves it to the creator
     #[arg(long, value_name = "REGION")]
     home: Option<String>,
     /// Only if the record is at this version

@@ -5,24 +5,22 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::{BoxStream, StreamExt};
+use isle_model::Reading;
 use isle_model::limits::{BATCH_BYTES_MAX, BATCH_ITEMS_MAX, PAGE_ITEMS_MAX};
-use isle_model::{FieldName, Mutation, Reading};
 use isle_node::{
-    GetReply, GetRequest, Node, NodeError, PreconditionAsked, RequestContext, ScanReply, ScanRequest, Versions,
-    WriteReply, WriteRequest,
+    GetReply, GetRequest, Node, NodeError, RequestContext, ScanReply, ScanRequest, Versions, WriteReply, WriteRequest,
 };
 use isle_proto::v1;
 use isle_proto::v1::kv_server::Kv;
-use isle_proto::v1::put_request::Precondition;
-use isle_proto::v1::write_operation::Operation;
 use prost::Message;
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::operation::{delete, increment, of_operation, patch, put};
 use super::wire;
 use crate::page_token::PageKey;
 use crate::request_context;
-use crate::status_table::{bad_field, item_of, item_of_node, not_served, of_node, reply_full, too_many_requests};
+use crate::status_table::{bad_field, item_of, item_of_node, of_node, reply_full, too_many_requests};
 
 const PAGE_ITEMS_DEFAULT: usize = 100;
 /// Messages of one write stream that are carried out at once: enough to cover an fsync, little enough to hold in memory.
@@ -106,11 +104,10 @@ impl Kv for KvService {
 
     async fn delete(&self, request: Request<v1::DeleteRequest>) -> Result<Response<v1::DeleteResponse>, Status> {
         let context = request_context::of(&request);
-        let asked = delete(request.into_inner())?;
-        let found = self.is_there(&context, &asked).await;
-        let reply = self.write(&context, asked).await?;
+        let reply = self.write(&context, delete(request.into_inner())?).await?;
         let header = Some(write_header(&reply));
-        Ok(Response::new(v1::DeleteResponse { header, version: reply.version, replayed: reply.replayed, found }))
+        let WriteReply { version, replayed, found, .. } = reply;
+        Ok(Response::new(v1::DeleteResponse { header, version, replayed, found }))
     }
 
     async fn scan(&self, request: Request<v1::ScanRequest>) -> Result<Response<v1::ScanResponse>, Status> {
@@ -135,6 +132,7 @@ impl Kv for KvService {
                     error @ (NodeError::UnknownKeyspace { .. }
                     | NodeError::ResidencyViolation { .. }
                     | NodeError::Unimplemented { .. }
+                    | NodeError::BadField { field: "read.consistency", .. }
                     | NodeError::StalenessBoundExceeded { .. }),
                 ) => return Err(of_node(&error)),
                 Err(error) => failed_get(item_of_node(&error)),
@@ -193,13 +191,6 @@ impl Kv for KvService {
 }
 
 impl KvService {
-    /// Whether there is something to delete, as far as this region has published.
-    async fn is_there(&self, context: &RequestContext, asked: &WriteRequest) -> bool {
-        let (keyspace, key) = (asked.keyspace.clone(), asked.key.clone());
-        let asked = GetRequest { keyspace, key, consistency: isle_node::Consistency::Eventual };
-        self.node.get(context, asked).await.is_ok_and(|reply| reply.reading.is_some())
-    }
-
     fn page(&self, asked: &v1::ScanRequest) -> Result<ScanRequest, Status> {
         let limit = match asked.page_size {
             0 => PAGE_ITEMS_DEFAULT,
@@ -307,73 +298,6 @@ async fn write_all(
 
 fn applied(reply: WriteReply) -> v1::WriteApplied {
     v1::WriteApplied { version: reply.version, replayed: reply.replayed, value: reply.value, found: None }
-}
-
-fn of_operation(operation: v1::WriteOperation, keyspace: &str) -> Result<WriteRequest, Status> {
-    let operation = operation.operation.ok_or_else(|| bad_field("operation", "is missing"))?;
-    let mut asked = match operation {
-        Operation::Put(request) => put(request),
-        Operation::Patch(request) => patch(request),
-        Operation::Increment(request) => increment(request),
-        Operation::Delete(request) => delete(request),
-    }?;
-    if asked.keyspace.is_empty() {
-        asked.keyspace = keyspace.to_owned();
-    }
-    Ok(asked)
-}
-
-fn put(request: v1::PutRequest) -> Result<WriteRequest, Status> {
-    let v1::PutRequest { keyspace, key, value, precondition, context, request_id, ttl, write } = request;
-    wire::check_write_options(write.as_ref())?;
-    if ttl.is_some() {
-        return Err(not_served("ttl"));
-    }
-    let precondition = match precondition {
-        None | Some(Precondition::IfAbsent(false)) => PreconditionAsked::None,
-        Some(Precondition::IfAbsent(true)) => PreconditionAsked::Absent,
-        Some(Precondition::IfVersion(version)) if version.is_empty() => {
-            return Err(bad_field("if_version", "is empty"));
-        }
-        Some(Precondition::IfVersion(version)) => PreconditionAsked::Version(version),
-    };
-    let mutation = Mutation::Put { value: wire::to_value(value, "value")? };
-    Ok(WriteRequest { keyspace, key, mutation, precondition, context: token(context), request_id })
-}
-
-fn patch(request: v1::PatchRequest) -> Result<WriteRequest, Status> {
-    let v1::PatchRequest { keyspace, key, set, remove, if_version, context, request_id, write } = request;
-    wire::check_write_options(write.as_ref())?;
-    if set.keys().chain(&remove).any(String::is_empty) {
-        return Err(bad_field("set", "a field's name is empty; the unnamed field is written by Put"));
-    }
-    let set = set.into_iter().map(|(name, value)| Ok((FieldName::new(&name), wire::to_value(Some(value), "set")?)));
-    let set = set.collect::<Result<_, Status>>()?;
-    let remove = remove.iter().map(|name| FieldName::new(name)).collect();
-    let (mutation, precondition) = (Mutation::Patch { set, remove }, condition(if_version));
-    Ok(WriteRequest { keyspace, key, mutation, precondition, context: token(context), request_id })
-}
-
-fn increment(request: v1::IncrementRequest) -> Result<WriteRequest, Status> {
-    let v1::IncrementRequest { keyspace, key, field, amount, request_id, write } = request;
-    wire::check_write_options(write.as_ref())?;
-    let mutation = Mutation::Increment { field: FieldName::new(&field), amount };
-    Ok(WriteRequest { keyspace, key, mutation, precondition: PreconditionAsked::None, context: None, request_id })
-}
-
-fn delete(request: v1::DeleteRequest) -> Result<WriteRequest, Status> {
-    let v1::DeleteRequest { keyspace, key, if_version, context, request_id, write } = request;
-    wire::check_write_options(write.as_ref())?;
-    let (mutation, precondition) = (Mutation::Delete, condition(if_version));
-    Ok(WriteRequest { keyspace, key, mutation, precondition, context: token(context), request_id })
-}
-
-fn condition(if_version: Bytes) -> PreconditionAsked {
-    if if_version.is_empty() { PreconditionAsked::None } else { PreconditionAsked::Version(if_version) }
-}
-
-fn token(token: Bytes) -> Option<Bytes> {
-    Some(token).filter(|token| !token.is_empty())
 }
 
 fn check_items(field: &'static str, items: usize) -> Result<(), Status> {

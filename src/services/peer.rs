@@ -11,9 +11,10 @@ use isle_proto::v1;
 use isle_proto::v1::peer_server::Peer;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::forward_wire::{self, Forwarded};
 use super::peer_wire::{self, Identity};
 use crate::connection::Caller;
-use crate::status_table::{of_peer, to_peer};
+use crate::status_table::{of_node, of_peer, to_peer};
 use crate::tls::PeerNames;
 
 /// A receiver says hello at once; one that does not must not hold a stream for ever.
@@ -91,6 +92,26 @@ impl Peer for PeerService {
             peer_wire::state_response(&self.node.serve_state(asked).await?)
         };
         Ok(Response::new(taken.await.map_err(|error| of_peer(&error))?))
+    }
+
+    async fn forward(&self, request: Request<v1::ForwardRequest>) -> Result<Response<v1::ForwardResponse>, Status> {
+        let caller = caller(&request);
+        let message = request.into_inner();
+        forward_wire::check_size(&message)?;
+        let asked = forward_wire::to_forward_request(&self.identity, message);
+        let Forwarded { request, context, faults } = asked.map_err(|error| of_peer(&error))?;
+        self.vouched(caller.as_ref(), &request.asker).map_err(|error| of_peer(&error))?;
+        let replies = self.node.serve_forward(&context, request).await.map_err(|error| of_node(&error))?;
+        Ok(Response::new(forward_wire::forward_response(replies, faults)))
+    }
+
+    async fn read(&self, request: Request<v1::ReadRequest>) -> Result<Response<v1::ReadResponse>, Status> {
+        let caller = caller(&request);
+        let asked = forward_wire::to_read_request(&self.identity, request.into_inner());
+        let asked = asked.map_err(|error| of_peer(&error))?;
+        self.vouched(caller.as_ref(), &asked.asker).map_err(|error| of_peer(&error))?;
+        let reply = self.node.serve_read(asked).await.map_err(|error| of_node(&error))?;
+        Ok(Response::new(forward_wire::read_response(&reply)))
     }
 }
 

@@ -16,7 +16,7 @@ const BLOCK_BYTES_MAX: usize = 32 << 20;
 /// As for deltas: higher levels save hardly more.
 const ZSTD_LEVEL: i32 = 1;
 
-fn corrupt(reason: impl std::fmt::Display) -> PeerError {
+pub(super) fn corrupt(reason: impl std::fmt::Display) -> PeerError {
     PeerError::Corrupt { reason: reason.to_string() }
 }
 
@@ -198,7 +198,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    fn caller(&self) -> Option<v1::Caller> {
+    pub(super) fn caller(&self) -> Option<v1::Caller> {
         Some(v1::Caller {
             protocol_version: isle_node::peer::PROTOCOL,
             cluster: self.cluster.clone(),
@@ -208,7 +208,7 @@ impl Identity {
     }
 
     /// The region that calls, if it belongs here.
-    fn check(&self, caller: Option<v1::Caller>) -> Result<Region, PeerError> {
+    pub(super) fn check(&self, caller: Option<v1::Caller>) -> Result<Region, PeerError> {
         let caller = caller.ok_or_else(|| corrupt("a call without its caller"))?;
         let ours = isle_node::peer::PROTOCOL;
         if caller.protocol_version != ours {

@@ -92,7 +92,7 @@ pub fn name_of(region: Option<&Region>) -> String {
 }
 
 pub fn consistency(read: Option<v1::ReadOptions>) -> Result<Consistency, Status> {
-    let Some(read) = read else { return Ok(Consistency::Eventual) };
+    let Some(read) = read else { return Ok(Consistency::Default) };
     if !read.session_token.is_empty() {
         return Err(not_served("read.session_token"));
     }
@@ -102,24 +102,12 @@ pub fn consistency(read: Option<v1::ReadOptions>) -> Result<Consistency, Status>
         (Ok(v1::Consistency::Bounded), Some(bound)) if !bound.is_zero() => Ok(Consistency::Bounded(bound)),
         (Ok(v1::Consistency::Bounded), _) => Err(bad_field("read.max_staleness", "has to be above zero")),
         (Ok(_), Some(_)) => Err(bad_field("read.max_staleness", "is for BOUNDED alone")),
-        (Ok(v1::Consistency::Unspecified | v1::Consistency::Eventual), None) => Ok(Consistency::Eventual),
+        (Ok(v1::Consistency::Unspecified), None) => Ok(Consistency::Default),
+        (Ok(v1::Consistency::Eventual), None) => Ok(Consistency::Eventual),
         (Ok(v1::Consistency::Session), None) => Ok(Consistency::Session),
         (Ok(v1::Consistency::Strong), None) => Ok(Consistency::Strong),
         (Err(_), _) => Err(bad_field("read.consistency", format!("{} is unknown", read.consistency))),
     }
-}
-
-/// Refuses what is in the API and not served yet.
-pub fn check_write_options(options: Option<&v1::WriteOptions>) -> Result<(), Status> {
-    let Some(options) = options else { return Ok(()) };
-    if !options.home.is_empty() {
-        return Err(not_served("write.home"));
-    }
-    if !options.session_token.is_empty() {
-        return Err(not_served("write.session_token"));
-    }
-    let known = v1::Forward::try_from(options.forward);
-    known.map(|_| ()).map_err(|_| bad_field("write.forward", format!("{} is unknown", options.forward)))
 }
 
 #[cfg(test)]
@@ -152,10 +140,8 @@ mod tests {
 
     #[test]
     fn what_is_not_served_yet_is_refused() {
-        let options = v1::WriteOptions { home: "eu".to_owned(), ..v1::WriteOptions::default() };
-        assert_eq!(check_write_options(Some(&options)).unwrap_err().code(), tonic::Code::Unimplemented);
         let token = v1::ReadOptions { session_token: "x".into(), ..v1::ReadOptions::default() };
         assert_eq!(consistency(Some(token)).unwrap_err().code(), tonic::Code::Unimplemented);
-        assert_eq!(consistency(None).unwrap(), Consistency::Eventual);
+        assert_eq!(consistency(None).unwrap(), Consistency::Default);
     }
 }

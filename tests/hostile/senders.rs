@@ -62,6 +62,14 @@ impl Peer for Service {
         Ok(Response::new(Box::pin(ReceiverStream::new(words))))
     }
 
+    async fn forward(&self, _: Request<v1::ForwardRequest>) -> Result<Response<v1::ForwardResponse>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
+
+    async fn read(&self, _: Request<v1::ReadRequest>) -> Result<Response<v1::ReadResponse>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
+
     async fn fetch(&self, _: Request<v1::FetchRequest>) -> Result<Response<v1::FetchResponse>, Status> {
         Err(Status::unimplemented("not here"))
     }

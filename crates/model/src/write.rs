@@ -62,6 +62,8 @@ impl WriteError {
 #[derive(Clone, Copy, Debug)]
 pub struct Writer<'a> {
     pub region: &'a Region,
+    /// What a record that this write creates gets as its home.
+    pub home: &'a Region,
     pub keyspace: KeyspaceId,
     pub stamp: Stamp,
     pub lineage: Lineage<'a>,
@@ -224,7 +226,7 @@ impl Planner<'_> {
         if !live_after {
             self.empty(&home);
         } else if !has_home || !self.current.is_live() {
-            self.write(home, Value::string(self.writer.region.as_str()));
+            self.write(home, Value::string(self.writer.home.as_str()));
         }
     }
 
@@ -257,7 +259,7 @@ impl Planner<'_> {
 
     /// Entries of the losers this write covers: those that lose here, and those the client's version hid.
     fn covered_losers(&self, key: &Bytes) -> Vec<LedgerEntry> {
-        let Writer { region, keyspace, stamp, lineage } = self.writer;
+        let Writer { region, keyspace, stamp, lineage, .. } = self.writer;
         let mut out = Vec::new();
         for (field, written) in self.out.fields().iter().filter(|(field, _)| field.kind == Kind::Value) {
             let Field::Register(written) = written else { continue };

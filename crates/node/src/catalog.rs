@@ -9,6 +9,8 @@ use isle_model::metadata::{Keyspace, Metadata};
 use isle_model::{KeyspaceId, Region};
 use tokio::sync::watch;
 
+use crate::NodeError;
+
 /// By keyspace, what a region means by it.
 pub type Fingerprints = BTreeMap<KeyspaceId, u64>;
 
@@ -61,6 +63,11 @@ impl Known {
 
     pub(crate) fn named(&self, name: &str) -> Option<&Keyspace> {
         self.keyspace(*self.by_name.get(name)?)
+    }
+
+    pub(crate) fn unknown(&self, name: &str) -> NodeError {
+        let known = self.metadata.keyspaces.values().map(|keyspace| keyspace.name.clone()).collect();
+        NodeError::UnknownKeyspace { name: name.to_owned(), known }
     }
 
     pub(crate) fn keyspace(&self, id: KeyspaceId) -> Option<&Keyspace> {

@@ -32,6 +32,8 @@ pub struct PeerConfig {
     pub jurisdiction: String,
     /// Where to dial it. Means something to the connector only.
     pub endpoint: String,
+    /// Where clients reach it; empty where that is not known. Means something to them only.
+    pub client_endpoint: String,
 }
 
 #[derive(Clone, Debug)]
@@ -62,6 +64,10 @@ pub struct NodeConfig {
     /// How often links are probed, and how long a silent one is believed in.
     pub heartbeat_interval: Duration,
     pub silence_max: Duration,
+    /// Requests that may be under way to one other region, forwarded by this one.
+    pub forwards_max: usize,
+    /// How long one may take where its caller set no deadline.
+    pub forward_timeout: Duration,
     /// Bytes sent to a peer that it has not confirmed.
     pub unacked_bytes_max: u64,
     /// How long something a survivor holds may be missing here before it is fetched from there.
@@ -93,6 +99,8 @@ impl Default for NodeConfig {
             statement_interval: Duration::from_secs(1),
             heartbeat_interval: Duration::from_secs(1),
             silence_max: Duration::from_secs(3),
+            forwards_max: 4096,
+            forward_timeout: Duration::from_secs(10),
             unacked_bytes_max: 8 << 20,
             repair_after: Duration::from_secs(2),
             backoff_min: Duration::from_millis(50),

@@ -1,9 +1,10 @@
 //! Why the node did not do what it was asked. Each says what the caller should do now; the server's one table maps them.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
-use isle_model::{BadToken, FieldName, Incarnation, Kind, Region};
+use isle_model::{BadToken, Epoch, FieldName, Incarnation, Kind, Region};
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NodeError {
@@ -36,6 +37,18 @@ pub enum NodeError {
     /// Ask one of the holders.
     #[error("this region may not hold keyspace {keyspace:?}; ask {}", listed(.holders))]
     ResidencyViolation { keyspace: String, holders: Vec<Region> },
+    /// The home serialises the key's writes: ask it. Nothing was appended.
+    #[error("the key's home is {home}")]
+    NotHome { home: Region, endpoint: String, epoch: Epoch },
+    /// The request was never sent. Try again, with any region.
+    #[error("the key's home {home} cannot be reached: {reason}")]
+    HomeUnreachable { home: Region, reason: String },
+    /// Nothing was appended. Try again once more of the holders are connected.
+    #[error("the write has to be confirmed by {needed} other holders, and {connected} are connected")]
+    TooFewHolders { needed: u32, connected: u32 },
+    /// What another region answered to a request that was forwarded to it.
+    #[error("{}", .0.message)]
+    Remote(Box<RemoteError>),
     #[error("{field}: {reason}")]
     BadField { field: &'static str, reason: String },
     #[error("{field}: {source}")]
@@ -61,6 +74,18 @@ pub enum NodeError {
 
 fn listed(regions: &[Region]) -> String {
     regions.iter().map(Region::as_str).collect::<Vec<_>>().join(", ")
+}
+
+/// An error of another region, told on as it came: code, reason and facts are the wire's.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RemoteError {
+    pub code: i32,
+    pub reason: String,
+    pub message: String,
+    pub facts: BTreeMap<String, String>,
+    pub retry_after: Option<Duration>,
+    /// The request's field at fault; empty where there is none.
+    pub field: String,
 }
 
 /// How far behind; `None` where some region has not been heard since the start.

@@ -21,6 +21,8 @@ mod counters;
 mod durability;
 mod egress;
 mod error;
+mod forward;
+mod homes;
 mod maintenance;
 mod node;
 pub mod peer;
@@ -36,7 +38,7 @@ pub use clock::{Clock, SystemClock};
 pub use config::{ConfigFaults, KeyspaceConfig, NodeConfig, PeerConfig};
 pub use context::RequestContext;
 pub use counters::{Counter, Counters, PeerCounters};
-pub use error::NodeError;
+pub use error::{NodeError, RemoteError};
 pub use node::{
     Consistency, GetReply, GetRequest, Node, Parts, PreconditionAsked, ScanReply, ScanRequest, ScanRow, StartError,
     SyncDriver, Versions, WriteReply, WriteRequest,

@@ -3,7 +3,7 @@
 //! A write goes through its shard's queue and is answered once durable; a read sees what is published. Every task is owned
 //! here and ends with `shutdown`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,22 +11,26 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use isle_model::metadata::Metadata;
+use isle_model::metadata::{Keyspace, Metadata};
+use isle_model::policy::{ReadDefault, Replication};
 use isle_model::{
     Context, Epoch, FieldKey, IncarnationTree, KeyspaceId, Mutation, Precondition, Reading, Record, Region, ShardId,
-    WriteError, write,
+    Value, WriteError, write,
 };
 use isle_store::{ShardWriter, Store};
 use parking_lot::Mutex;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::catalog::Known;
 use crate::clock::Clock;
 use crate::config::ConfigFaults;
 use crate::counters::Counters;
+use crate::forward::{Wait, home_named};
+use crate::homes;
 use crate::peer::{
     Connector, FetchReply, FetchRequest, Hello, PeerError, StateReply, StateRequest, ToReceiver, ToSender,
 };
@@ -42,6 +46,8 @@ use crate::shared::{PeerSlot, Shared};
 use crate::status::{NodeStatus, status};
 use crate::{NodeConfig, NodeError, RequestContext, maintenance};
 
+/// How often writes are sent on to a home that a refusal named. Homes move rarely; more than two rounds are a race lost.
+const ROUNDS_MAX: usize = 4;
 /// Messages waiting for a subscriber. A batch is at most about 256 KiB, but for single large deltas.
 const OUTGOING_MAX: usize = 8;
 
@@ -97,6 +103,31 @@ pub struct WriteRequest {
     pub context: Option<Bytes>,
     /// Not there yet: anything but empty is refused.
     pub request_id: String,
+    /// For a key that is created by this write: its home, where the keyspace leaves that to its creator.
+    pub home: Option<Region>,
+    /// Whether it is sent to the key's home where that is another region; else it is refused there.
+    pub forward: bool,
+}
+
+/// A write of a batch on its way to whoever carries it out.
+#[derive(Clone)]
+pub(crate) struct Asked {
+    /// Where in the batch it stands.
+    place: usize,
+    pub(crate) request: WriteRequest,
+    /// The home that a refusal named.
+    pub(crate) told: Option<Region>,
+}
+
+enum Whither {
+    /// `may_move`: another region may turn out to be its home.
+    Here {
+        may_move: bool,
+    },
+    There {
+        home: Region,
+        keyspace: KeyspaceId,
+    },
 }
 
 /// Whether a batch's replies have versions. Each costs a MAC, and a bulk load has no use for them.
@@ -116,18 +147,22 @@ pub struct WriteReply {
     pub replayed: bool,
     /// What an increment left.
     pub value: Option<i64>,
+    /// Whether something was live before.
+    pub found: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Consistency {
-    /// What this region has.
+    /// What the keyspace's policy says.
     #[default]
+    Default,
+    /// What this region has.
     Eventual,
     /// Not there yet.
     Session,
-    /// Not there yet.
+    /// At most so old; of a forwarded key, at its home if it has to be.
     Bounded(Duration),
-    /// Not there yet.
+    /// At the key's home.
     Strong,
 }
 
@@ -178,7 +213,7 @@ pub struct ScanReply {
 }
 
 pub struct Node {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
     hints: FetchHints,
     tasks: Mutex<Tasks>,
 }
@@ -218,6 +253,7 @@ impl Node {
                 commands,
                 subscription: watch::Sender::new(0),
                 said: Mutex::default(),
+                forwards: Semaphore::new(config.forwards_max),
             };
             peers.insert(peer.region.clone(), slot);
             inbound.push((peer.clone(), commanded));
@@ -293,11 +329,22 @@ impl Node {
     }
 
     pub async fn write(&self, ctx: &RequestContext, request: WriteRequest) -> Result<WriteReply, NodeError> {
+        let known = self.shared.catalog.known();
+        if known.named(&request.keyspace).is_some_and(|keyspace| keyspace.policy.is_forwarded()) {
+            let mut replies = self.write_batch(ctx, vec![request], Versions::Shown).await;
+            return replies.pop().expect("a batch of one has one reply");
+        }
         let (subject, ask) = self.check(ctx, request)?;
         let answered = self.queue(subject.shard, vec![ask])?;
         let mut outcomes = outcomes_by(ctx.deadline, answered).await?;
         let written = outcomes.pop().expect("the shard loop answers every write of a job")?;
-        self.reply(&subject, written, Versions::Shown)
+        let wait = subject.wait(0, &written);
+        let reply = self.reply(&subject, written, Versions::Shown)?;
+        let is_late = match wait {
+            Some(wait) => !self.await_holders(ctx, vec![wait]).await.is_empty(),
+            None => false,
+        };
+        if is_late { Err(unconfirmed()) } else { Ok(reply) }
     }
 
     /// Checks a write. An error means that nothing was or will be appended.
@@ -306,7 +353,9 @@ impl Node {
     }
 
     fn checked(&self, ctx: &RequestContext, request: WriteRequest) -> Result<(Subject, WriteAsk), NodeError> {
-        let keyspace = self.keyspace(&request.keyspace)?;
+        let known = self.shared.catalog.known();
+        let held = self.keyspace(&known, &request.keyspace)?;
+        let (keyspace, policy) = (held.id, &held.policy);
         self.shared.check_serving()?;
         if !request.request_id.is_empty() {
             return Err(NodeError::Unimplemented { what: "request_id" });
@@ -323,6 +372,9 @@ impl Node {
         let bad = |error: WriteError| refusal(error, Bytes::new());
         write::check_key(&request.key).map_err(bad)?;
         request.mutation.check().map_err(bad)?;
+        check_values(&request.mutation, policy.value_bytes_max)?;
+        check_home(&known, held, &request)?;
+        let holders = self.holders_waited_for(&known, held)?;
         let (precondition, context) = match (request.precondition, request.context) {
             (PreconditionAsked::None, context) => (Precondition::None, context.map(|token| ("context", token))),
             (PreconditionAsked::Absent, context) => (Precondition::Absent, context.map(|token| ("context", token))),
@@ -335,9 +387,10 @@ impl Node {
             _ => None,
         };
         let shard = self.shared.shard_of(keyspace, &request.key);
-        let subject = Subject { keyspace, shard, key: request.key.clone(), incremented };
-        let WriteRequest { key, mutation, .. } = request;
-        Ok((subject, WriteAsk { keyspace, key, mutation, precondition, context, deadline: ctx.deadline }))
+        let has_homes = policy.home.is_some();
+        let subject = Subject { keyspace, shard, key: request.key.clone(), incremented, holders, has_homes };
+        let WriteRequest { key, mutation, home, .. } = request;
+        Ok((subject, WriteAsk { keyspace, key, mutation, precondition, context, home, deadline: ctx.deadline }))
     }
 
     /// Puts writes of one shard into its queue: as many, from the first on, as there is room for.
@@ -358,7 +411,7 @@ impl Node {
     }
 
     fn reply(&self, subject: &Subject, written: Written, versions: Versions) -> Result<WriteReply, NodeError> {
-        let Written { record, tree, refused } = written;
+        let Written { record, tree, refused, found, .. } = written;
         let version = || self.version(&record, &tree, subject.keyspace, &subject.key);
         if let Some(error) = refused {
             return Err(refusal(error, version()));
@@ -366,10 +419,11 @@ impl Node {
         let shown = versions == Versions::Shown;
         Ok(WriteReply {
             version: if shown { version() } else { Bytes::new() },
-            home: if shown { record.home(tree.shard(subject.shard)) } else { None },
+            home: if shown && subject.has_homes { record.home(tree.shard(subject.shard)) } else { None },
             home_epoch: Epoch::default(),
             served_by: self.shared.me().clone(),
             replayed: false,
+            found,
             value: subject.incremented.as_ref().and_then(|field| record.counter(field)).map(isle_model::Counter::value),
         })
     }
@@ -381,45 +435,167 @@ impl Node {
         requests: Vec<WriteRequest>,
         versions: Versions,
     ) -> Vec<Result<WriteReply, NodeError>> {
-        let mut replies: Vec<Option<Result<WriteReply, NodeError>>> = Vec::with_capacity(requests.len());
-        let mut groups: Vec<Group> = self.shared.shards().map(Group::new).collect();
-        for (place, request) in requests.into_iter().enumerate() {
-            match self.check(ctx, request) {
-                Ok((subject, ask)) => {
-                    groups[subject.shard.0 as usize].push(place, subject, ask);
-                    replies.push(None);
-                }
-                Err(error) => replies.push(Some(Err(error))),
+        let mut replies: Replies = requests.iter().map(|_| None).collect();
+        let asked = requests.into_iter().enumerate();
+        let mut asked: Vec<Asked> = asked.map(|(place, request)| Asked { place, request, told: None }).collect();
+        for _ in 0..ROUNDS_MAX {
+            asked = self.write_round(ctx, asked, versions, &mut replies).await;
+            if asked.is_empty() {
+                break;
             }
         }
+        for Asked { place, told, .. } in asked {
+            replies[place] = told.map(|home| Err(self.shared.not_home(home)));
+        }
+        replies.into_iter().map(|reply| reply.expect("every request was answered, or told of a home")).collect()
+    }
+
+    /// Carries out what is this region's, and has the others' done there. Returns what turned out to have another home.
+    async fn write_round(
+        &self,
+        ctx: &RequestContext,
+        asked: Vec<Asked>,
+        versions: Versions,
+        replies: &mut Replies,
+    ) -> Vec<Asked> {
+        let mut groups: Vec<Group> = self.shared.shards().map(Group::new).collect();
+        let mut away: BTreeMap<(Region, KeyspaceId), Vec<Asked>> = BTreeMap::new();
+        let mut spare: Vec<Asked> = Vec::new();
+        for asked in asked {
+            match self.whither(ctx, &asked) {
+                Ok(Whither::There { home, keyspace }) => away.entry((home, keyspace)).or_default().push(asked),
+                Ok(Whither::Here { may_move }) => {
+                    if may_move && asked.request.forward && ctx.hops == 0 {
+                        spare.push(asked.clone());
+                    }
+                    match self.check(ctx, asked.request) {
+                        Ok((subject, ask)) => groups[subject.shard.0 as usize].push(asked.place, subject, ask),
+                        Err(error) => replies[asked.place] = Some(Err(error)),
+                    }
+                }
+                Err(error) => {
+                    self.count_refusals(&error, 1);
+                    replies[asked.place] = Some(Err(error));
+                }
+            }
+        }
+        let here = self.write_here(ctx, groups, versions);
+        let there = futures::future::join_all(
+            away.iter().map(|((home, keyspace), asked)| self.forward(ctx, home, *keyspace, asked, versions)),
+        );
+        let (here, there) = futures::future::join(here, there).await;
+        here.into_iter().for_each(|(place, reply)| replies[place] = Some(reply));
+        for (sent, answers) in away.into_values().zip(there) {
+            for (asked, reply) in sent.into_iter().zip(answers) {
+                replies[asked.place] = Some(reply);
+                spare.push(asked);
+            }
+        }
+        // In their order, so that of two writes of one key the first stays it.
+        spare.sort_by_key(|asked| asked.place);
+        let moved = |mut asked: Asked| {
+            let refusal = replies[asked.place].as_ref().and_then(|reply| reply.as_ref().err());
+            asked.told = Some(refusal.and_then(home_named)?);
+            replies[asked.place] = None;
+            Some(asked)
+        };
+        spare.into_iter().filter_map(moved).collect()
+    }
+
+    /// Where a write is to be carried out.
+    fn whither(&self, ctx: &RequestContext, asked: &Asked) -> Result<Whither, NodeError> {
+        let known = self.shared.catalog.known();
+        let keyspace = self.keyspace(&known, &asked.request.keyspace)?;
+        if !keyspace.policy.is_forwarded() {
+            return Ok(Whither::Here { may_move: false });
+        }
+        self.shared.check_serving()?;
+        check_home(&known, keyspace, &asked.request)?;
+        let home = self.home_of_request(asked, keyspace.id)?;
+        if home == *self.shared.me() {
+            return Ok(Whither::Here { may_move: true });
+        }
+        if ctx.hops > 0 || !asked.request.forward {
+            return Err(self.shared.not_home(home));
+        }
+        Ok(Whither::There { home, keyspace: keyspace.id })
+    }
+
+    async fn write_here(
+        &self,
+        ctx: &RequestContext,
+        mut groups: Vec<Group>,
+        versions: Versions,
+    ) -> Vec<(usize, Result<WriteReply, NodeError>)> {
         groups.retain(|group| !group.asks.is_empty());
         // All are queued before the first is waited for: shards work side by side, and one fsync serves them all.
         let queued: Vec<_> =
             groups.iter_mut().map(|group| self.queue(group.shard, std::mem::take(&mut group.asks))).collect();
+        let (mut replies, mut waits) = (Vec::new(), Vec::new());
         for (group, queued) in groups.into_iter().zip(queued) {
             let outcomes = match queued {
                 Ok(answered) => outcomes_by(ctx.deadline, answered).await,
                 Err(error) => Err(error),
             };
-            group.settle(outcomes, &mut replies, |subject, written| self.reply(subject, written, versions));
+            group.settle(outcomes, |place, subject, outcome| {
+                let reply = outcome.and_then(|written| {
+                    waits.extend(subject.wait(place, &written));
+                    self.reply(subject, written, versions)
+                });
+                replies.push((place, reply));
+            });
         }
-        replies.into_iter().map(|reply| reply.expect("every request is in a group or has failed its check")).collect()
+        if !waits.is_empty() {
+            let late: BTreeSet<usize> = self.await_holders(ctx, waits).await.iter().map(|wait| wait.place).collect();
+            replies
+                .iter_mut()
+                .filter(|(place, _)| late.contains(place))
+                .for_each(|(_, reply)| *reply = Err(unconfirmed()));
+        }
+        replies
+    }
+
+    /// How many other holders have to confirm a write of the keyspace. An error where too few are connected.
+    fn holders_waited_for(&self, known: &Known, keyspace: &Keyspace) -> Result<u32, NodeError> {
+        let Replication::Sync(needed) = keyspace.policy.replication else { return Ok(0) };
+        let holders = self.shared.peers.iter().filter(|(region, _)| known.is_for(region, keyspace.id));
+        let connected = holders.filter(|(_, slot)| slot.link.lock().outbound).count() as u32;
+        if connected < needed { Err(NodeError::TooFewHolders { needed, connected }) } else { Ok(needed) }
     }
 
     pub async fn get(&self, ctx: &RequestContext, request: GetRequest) -> Result<GetReply, NodeError> {
-        let (keyspace, staleness) = self.readable(ctx, &request.keyspace, request.consistency)?;
         write::check_key(&request.key).map_err(|error| refusal(error, Bytes::new()))?;
-        let record = self.shared.store.get(keyspace, &request.key).map_err(read_failed)?.unwrap_or_default();
+        match self.readable(ctx, &request.keyspace, request.consistency)? {
+            Readable::AtHome { keyspace, .. } => self.get_at_home(ctx, keyspace, &request.key).await,
+            Readable::Here { keyspace, staleness } => {
+                let record = self.shared.store.get(keyspace, &request.key).map_err(read_failed)?.unwrap_or_default();
+                Ok(self.get_reply(keyspace, &request.key, &record, self.shared.me().clone(), staleness))
+            }
+        }
+    }
+
+    pub(crate) fn get_reply(
+        &self,
+        keyspace: KeyspaceId,
+        key: &[u8],
+        record: &Record,
+        served_by: Region,
+        staleness: Option<Duration>,
+    ) -> GetReply {
         let tree = self.shared.store.tree();
-        let reading = Reading::of(&record, tree.shard(self.shared.shard_of(keyspace, &request.key)));
-        Ok(GetReply {
-            version: self.version(&record, &tree, keyspace, &request.key),
-            served_by: self.shared.me().clone(),
+        let mut reading = Reading::of(record, tree.shard(self.shared.shard_of(keyspace, key)));
+        let known = self.shared.catalog.known();
+        if known.keyspace(keyspace).is_none_or(|keyspace| keyspace.policy.home.is_none()) {
+            reading.home = None;
+        }
+        GetReply {
+            version: self.version(record, &tree, keyspace, key),
+            served_by,
             home: reading.home.clone(),
             home_epoch: Epoch::default(),
             staleness,
             reading: reading.found().then_some(reading),
-        })
+        }
     }
 
     pub async fn get_batch(&self, ctx: &RequestContext, requests: Vec<GetRequest>) -> Vec<Result<GetReply, NodeError>> {
@@ -428,7 +604,16 @@ impl Node {
 
     /// Live records of [start, end) in key order. Not a snapshot.
     pub async fn scan(&self, ctx: &RequestContext, request: ScanRequest) -> Result<ScanReply, NodeError> {
-        let (keyspace, staleness) = self.readable(ctx, &request.keyspace, request.consistency)?;
+        let (keyspace, staleness) = match self.readable(ctx, &request.keyspace, request.consistency)? {
+            Readable::Here { keyspace, staleness } => (keyspace, staleness),
+            Readable::AtHome { bound: Some((bound, staleness)), .. } => {
+                return Err(NodeError::StalenessBoundExceeded { bound, staleness });
+            }
+            Readable::AtHome { bound: None, .. } => {
+                let reason = "a scan's keys have no one home; ask for eventual or bounded".to_owned();
+                return Err(NodeError::BadField { field: "read.consistency", reason });
+            }
+        };
         let (start, end) = (&request.start, request.end.as_deref());
         let page =
             self.shared.store.scan(keyspace, start, end, request.limit, request.bytes_max).map_err(read_failed)?;
@@ -441,42 +626,52 @@ impl Node {
         Ok(ScanReply { rows: rows.collect(), next: page.next, served_by: self.shared.me().clone(), staleness })
     }
 
-    /// The keyspace, and how old what is read there from now on may be.
-    fn readable(
-        &self,
-        ctx: &RequestContext,
-        keyspace: &str,
-        consistency: Consistency,
-    ) -> Result<(KeyspaceId, Option<Duration>), NodeError> {
+    /// Where a read is served, by what was asked and what the keyspace's policy says.
+    fn readable(&self, ctx: &RequestContext, keyspace: &str, consistency: Consistency) -> Result<Readable, NodeError> {
         self.shared.check_serving()?;
         if ctx.is_expired() {
             return Err(NodeError::DeadlineExpired);
         }
+        let known = self.shared.catalog.known();
+        let Keyspace { id, policy, .. } = self.keyspace(&known, keyspace)?;
+        let keyspace = *id;
+        let asked = match (consistency, policy.read_default) {
+            (Consistency::Default, ReadDefault::Eventual) => Consistency::Eventual,
+            (Consistency::Default, ReadDefault::Session) => Consistency::Session,
+            (Consistency::Default, ReadDefault::Bounded(bound)) => Consistency::Bounded(bound),
+            (Consistency::Default, ReadDefault::Strong) => Consistency::Strong,
+            (asked, _) => asked,
+        };
         // Measured before the read: what is absorbed in between makes it fresher than is said, never older.
-        let staleness = self.staleness();
-        match consistency {
-            Consistency::Eventual => {}
-            Consistency::Bounded(bound) if staleness.is_some_and(|staleness| staleness <= bound) => {}
-            Consistency::Bounded(bound) => return Err(NodeError::StalenessBoundExceeded { bound, staleness }),
-            Consistency::Session => return Err(NodeError::Unimplemented { what: "consistency=session" }),
-            Consistency::Strong => return Err(NodeError::Unimplemented { what: "consistency=strong" }),
-        }
+        let staleness = self.staleness(&known, keyspace);
         self.shared.counters.reads.add(1);
-        Ok((self.keyspace(keyspace)?, staleness))
+        match asked {
+            Consistency::Default | Consistency::Eventual => Ok(Readable::Here { keyspace, staleness }),
+            Consistency::Bounded(bound) if staleness.is_some_and(|staleness| staleness <= bound) => {
+                Ok(Readable::Here { keyspace, staleness })
+            }
+            Consistency::Bounded(bound) if policy.is_forwarded() => {
+                Ok(Readable::AtHome { keyspace, bound: Some((bound, staleness)) })
+            }
+            Consistency::Bounded(bound) => Err(NodeError::StalenessBoundExceeded { bound, staleness }),
+            Consistency::Session => Err(NodeError::Unimplemented { what: "consistency=session" }),
+            Consistency::Strong if policy.is_forwarded() => Ok(Readable::AtHome { keyspace, bound: None }),
+            Consistency::Strong => {
+                let reason =
+                    "strong reads need a keyspace with writes=forward: of any other no region has seen all".to_owned();
+                Err(NodeError::BadField { field: "read.consistency", reason })
+            }
+        }
     }
 
     /// A keyspace whose data this region may hold.
-    fn keyspace(&self, name: &str) -> Result<KeyspaceId, NodeError> {
-        let known = self.shared.catalog.known();
-        let keyspace = known.named(name).ok_or_else(|| NodeError::UnknownKeyspace {
-            name: name.to_owned(),
-            known: known.metadata.keyspaces.values().map(|keyspace| keyspace.name.clone()).collect(),
-        })?;
+    fn keyspace<'a>(&self, known: &'a Known, name: &str) -> Result<&'a Keyspace, NodeError> {
+        let keyspace = known.named(name).ok_or_else(|| known.unknown(name))?;
         if !known.holds(self.shared.me(), keyspace.id) {
             let holders = known.metadata.holders(keyspace.id).cloned().collect();
             return Err(NodeError::ResidencyViolation { keyspace: name.to_owned(), holders });
         }
-        Ok(keyspace.id)
+        Ok(keyspace)
     }
 
     fn version(&self, record: &Record, tree: &IncarnationTree, keyspace: KeyspaceId, key: &[u8]) -> Bytes {
@@ -501,11 +696,11 @@ impl Node {
         }
     }
 
-    /// How old what is read here may be, by the peer that was heard last of all; `None` until all were heard.
-    fn staleness(&self) -> Option<Duration> {
+    /// How old what is read here may be, by the holder that was heard last of all; `None` until all were heard.
+    fn staleness(&self, known: &Known, keyspace: KeyspaceId) -> Option<Duration> {
         let now = self.shared.now();
-        let mut ages =
-            self.shared.peers.values().map(|slot| slot.link.lock().fresh_as_of.map(|at| now.saturating_sub(at)));
+        let holders = self.shared.peers.iter().filter(|(region, _)| known.is_for(region, keyspace));
+        let mut ages = holders.map(|(_, slot)| slot.link.lock().fresh_as_of.map(|at| now.saturating_sub(at)));
         ages.try_fold(Duration::ZERO, |oldest, age| Some(oldest.max(age?)))
     }
 
@@ -593,6 +788,34 @@ struct Subject {
     shard: ShardId,
     key: Bytes,
     incremented: Option<FieldKey>,
+    /// How many other holders have to confirm it.
+    holders: u32,
+    has_homes: bool,
+}
+
+impl Subject {
+    /// What has to be waited for before the write is acknowledged; nothing where nothing was written.
+    fn wait(&self, place: usize, written: &Written) -> Option<Wait> {
+        let dot = written.dot.filter(|_| self.holders > 0)?;
+        Some(Wait { place, stream: (self.keyspace, self.shard), dot, holders: self.holders })
+    }
+}
+
+/// One a request; `None` while it is not answered.
+type Replies = Vec<Option<Result<WriteReply, NodeError>>>;
+
+/// Where a read is served.
+enum Readable {
+    Here {
+        keyspace: KeyspaceId,
+        /// How old what is read here may be.
+        staleness: Option<Duration>,
+    },
+    AtHome {
+        keyspace: KeyspaceId,
+        /// What was allowed and what it is here, where that is why.
+        bound: Option<(Duration, Option<Duration>)>,
+    },
 }
 
 /// The writes of a batch that go to one shard.
@@ -613,12 +836,11 @@ impl Group {
         self.subjects.push((place, subject));
     }
 
-    /// Puts what became of each into its place. Those that have no outcome found no room in the queue.
+    /// Says what became of each. Those that have no outcome found no room in the queue.
     fn settle(
         self,
         outcomes: Result<WriteOutcomes, NodeError>,
-        replies: &mut [Option<Result<WriteReply, NodeError>>],
-        reply: impl Fn(&Subject, Written) -> Result<WriteReply, NodeError>,
+        mut say: impl FnMut(usize, &Subject, Result<Written, NodeError>),
     ) {
         let (outcomes, failed) = match outcomes {
             Ok(outcomes) => (outcomes, shard_queue::overloaded()),
@@ -627,7 +849,7 @@ impl Group {
         let mut outcomes = outcomes.into_iter();
         for (place, subject) in self.subjects {
             let outcome = outcomes.next().unwrap_or_else(|| Err(failed.clone()));
-            replies[place] = Some(outcome.and_then(|written| reply(&subject, written)));
+            say(place, &subject, outcome);
         }
     }
 }
@@ -668,6 +890,32 @@ impl Tasks {
 fn rng_of(seed: u64, name: &str) -> StdRng {
     // Fixed keys: the same seed gives the same history in every process.
     StdRng::seed_from_u64(BuildHasherDefault::<DefaultHasher>::default().hash_one((seed, name)))
+}
+
+fn unconfirmed() -> NodeError {
+    NodeError::OutcomeUnknown {
+        reason: "it is durable here, and too few other holders confirmed it in time".to_owned(),
+    }
+}
+
+fn check_home(known: &Known, keyspace: &Keyspace, request: &WriteRequest) -> Result<(), NodeError> {
+    let Some(home) = &request.home else { return Ok(()) };
+    match homes::fault_of(keyspace, &known.metadata.members, &request.key, home) {
+        Some(reason) => Err(NodeError::BadField { field: "write.home", reason }),
+        None => Ok(()),
+    }
+}
+
+/// A keyspace may allow less than isle does.
+fn check_values(mutation: &Mutation, most: u32) -> Result<(), NodeError> {
+    let too_long = |value: &Value| value.bytes.len() > most as usize;
+    let is_over = match mutation {
+        Mutation::Put { value } => too_long(value),
+        Mutation::Patch { set, .. } => set.iter().any(|(_, value)| too_long(value)),
+        Mutation::Increment { .. } | Mutation::Delete => false,
+    };
+    let reason = || format!("is longer than the {most} bytes that the keyspace allows");
+    if is_over { Err(NodeError::BadField { field: "value", reason: reason() }) } else { Ok(()) }
 }
 
 fn refusal(error: WriteError, current: Bytes) -> NodeError {

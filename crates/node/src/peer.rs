@@ -11,14 +11,15 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
-use isle_model::{Incarnation, KeyspaceId, Region, Row, ShardId, Vector};
+use isle_model::{Incarnation, KeyspaceId, Record, Region, Row, ShardId, Vector};
 use isle_store::StateChunk;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::mpsc;
 
-use crate::PeerConfig;
 pub use crate::catalog::Fingerprints;
 pub use crate::replication::batch_codec::Unpacker;
+use crate::{NodeError, PeerConfig, RemoteError, Versions, WriteReply, WriteRequest};
 
 /// The version of this conversation. Nodes of different versions do not talk.
 pub const PROTOCOL: u32 = 3;
@@ -145,6 +146,52 @@ pub struct StateReply {
     pub chunk: StateChunk,
 }
 
+/// Writes of one keyspace whose home is the one who is asked.
+#[derive(Clone, Debug)]
+pub struct ForwardRequest {
+    pub asker: Region,
+    pub keyspace: KeyspaceId,
+    /// Their keyspace's name may be empty: it is known by its id.
+    pub writes: Vec<WriteRequest>,
+    pub versions: Versions,
+    /// The client, as the asker knows it.
+    pub caller: Arc<str>,
+    pub traceparent: Option<String>,
+    /// How long the asker waits.
+    pub timeout: Duration,
+}
+
+/// Asks for a record as its home has it.
+#[derive(Clone, Debug)]
+pub struct ReadRequest {
+    pub asker: Region,
+    pub keyspace: KeyspaceId,
+    pub key: Bytes,
+    pub timeout: Duration,
+}
+
+#[derive(Clone, Debug)]
+pub struct ReadReply {
+    /// Of everything that the record names.
+    pub rows: Vec<(Incarnation, Row)>,
+    /// Empty where there is none.
+    pub record: Record,
+    /// By the one who answers; `None` where nothing is live.
+    pub home: Option<Region>,
+}
+
+/// What became of a request to another region.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ForwardError {
+    #[error("it was never sent: {reason}")]
+    NotSent { reason: String },
+    /// It may have been carried out.
+    #[error("it was not answered: {reason}")]
+    Lost { reason: String },
+    #[error("{}", .0.message)]
+    Refused(Box<RemoteError>),
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PeerError {
     /// Dial again after a while.
@@ -181,4 +228,7 @@ pub trait Peer: Send + Sync {
     ) -> Result<BoxStream<'static, Result<ToReceiver, PeerError>>, PeerError>;
     async fn fetch(&self, request: FetchRequest) -> Result<FetchReply, PeerError>;
     async fn state(&self, request: StateRequest) -> Result<StateReply, PeerError>;
+    /// One reply a write, in their order.
+    async fn forward(&self, request: ForwardRequest) -> Result<Vec<Result<WriteReply, NodeError>>, ForwardError>;
+    async fn read(&self, request: ReadRequest) -> Result<ReadReply, ForwardError>;
 }

@@ -10,13 +10,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use isle_model::{Admission, Delta, Hlc, KeyspaceId, Region, Vector, planted, write};
+use isle_model::{Admission, Delta, Hlc, KeyspaceId, Lineage, Record, Region, Vector, planted, write};
 use isle_store::{AppendError, Batch, Begun, CommitError, LogPosition, ReadError, Received, ShardWriter, StateChunk};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::time::Instant;
 
 use crate::NodeError;
+use crate::catalog::Known;
 use crate::durability::{Durable, until_durable};
+use crate::homes::{home_of, home_of_new};
 use crate::shard_queue::{Absorption, Answer, ChunkTaken, Job, Queued, WriteAsk, WriteOutcomes, Written};
 use crate::shared::Shared;
 
@@ -216,8 +218,8 @@ fn refuse(job: Job, error: &NodeError) {
 fn plan(shared: &Shared, batch: &mut Batch<'_>, job: Job) -> Ready {
     match job {
         Job::Writes { asks, answer } => {
-            let now = Instant::now();
-            let outcomes = asks.iter().map(|ask| plan_write(shared, batch, ask, now)).collect();
+            let (now, known) = (Instant::now(), shared.catalog.known());
+            let outcomes = asks.iter().map(|ask| plan_write(shared, &known, batch, ask, now)).collect();
             Ready::Writes(answer, outcomes)
         }
         Job::Foreign { origin, deltas, answer } => Ready::Foreign(answer, absorb(shared, batch, &origin, deltas)),
@@ -236,30 +238,52 @@ fn plan(shared: &Shared, batch: &mut Batch<'_>, job: Job) -> Ready {
     }
 }
 
-fn plan_write(shared: &Shared, batch: &mut Batch<'_>, ask: &WriteAsk, now: Instant) -> Result<Written, NodeError> {
+fn plan_write(
+    shared: &Shared,
+    known: &Known,
+    batch: &mut Batch<'_>,
+    ask: &WriteAsk,
+    now: Instant,
+) -> Result<Written, NodeError> {
     if ask.deadline.is_some_and(|deadline| deadline <= now) {
         shared.counters.refused.add(1);
         return Err(NodeError::DeadlineExpired);
     }
     let current = batch.newest(ask.keyspace, &ask.key).map_err(read_failed)?;
     let tree = batch.tree();
+    let lineage = tree.shard(shared.shard_of(ask.keyspace, &ask.key));
+    // Asked of the newest state: what was decided when the write came may have been overtaken.
+    let home = home_of_write(shared, known, ask, &current, lineage)?;
     let stamp = batch.stamp(shared.tick(), isle_model::Epoch::default());
-    let writer = write::Writer {
-        region: &shared.config.region,
-        keyspace: ask.keyspace,
-        stamp,
-        lineage: tree.shard(shared.shard_of(ask.keyspace, &ask.key)),
-    };
+    let writer = write::Writer { region: shared.me(), home: &home, keyspace: ask.keyspace, stamp, lineage };
+    let found = current.is_live();
     let planned = write::plan(&ask.key, &ask.mutation, &ask.precondition, ask.context.as_ref(), &current, writer);
-    let (record, refused) = match planned {
+    let (record, refused, dot) = match planned {
         Ok(Some(write)) => {
             shared.counters.writes.add(1);
-            (batch.write(ask.keyspace, write, stamp).map_err(read_failed)?, None)
+            (batch.write(ask.keyspace, write, stamp).map_err(read_failed)?, None, Some(stamp.dot))
         }
-        Ok(None) => (current, None),
-        Err(refused) => (current, Some(refused)),
+        Ok(None) => (current, None, None),
+        Err(refused) => (current, Some(refused), None),
     };
-    Ok(Written { record, tree, refused })
+    Ok(Written { record, tree, refused, found, dot })
+}
+
+/// The home that the record has or gets. An error where that is another region, and serialises the key's writes.
+fn home_of_write(
+    shared: &Shared,
+    known: &Known,
+    ask: &WriteAsk,
+    current: &Record,
+    lineage: Lineage<'_>,
+) -> Result<Region, NodeError> {
+    let keyspace = known.keyspace(ask.keyspace).ok_or_else(|| known.unknown(&ask.keyspace.0.to_string()))?;
+    let (members, me) = (&known.metadata.members, shared.me());
+    if !keyspace.policy.is_forwarded() {
+        return Ok(home_of_new(keyspace, members, &ask.key, ask.home.as_ref(), me));
+    }
+    let home = home_of(keyspace, members, &ask.key, current, lineage, ask.home.as_ref(), me);
+    if home == *me { Ok(home) } else { Err(shared.not_home(home)) }
 }
 
 fn absorb(

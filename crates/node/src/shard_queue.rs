@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use isle_model::{
-    Context, IncarnationTree, KeyspaceId, Mutation, Precondition, Record, Region, ShardId, Vector, WriteError,
+    Context, Dot, IncarnationTree, KeyspaceId, Mutation, Precondition, Record, Region, ShardId, Vector, WriteError,
 };
 use isle_store::{Received, StateChunk};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
@@ -67,6 +67,8 @@ pub(crate) struct WriteAsk {
     pub(crate) mutation: Mutation,
     pub(crate) precondition: Precondition,
     pub(crate) context: Option<Context>,
+    /// What a key that this creates is to have as its home.
+    pub(crate) home: Option<Region>,
     pub(crate) deadline: Option<Instant>,
 }
 
@@ -76,6 +78,10 @@ pub(crate) struct Written {
     pub(crate) record: Arc<Record>,
     pub(crate) tree: Arc<IncarnationTree>,
     pub(crate) refused: Option<WriteError>,
+    /// Whether something was live before.
+    pub(crate) found: bool,
+    /// What was written; `None` where nothing was.
+    pub(crate) dot: Option<Dot>,
 }
 
 /// One a write, in their order.

@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use isle_model::{Dot, Heard, Hlc, HlcClock, Incarnation, KeyspaceId, Region, ShardId, Vector};
+use isle_model::{Dot, Epoch, Heard, Hlc, HlcClock, Incarnation, KeyspaceId, Region, ShardId, Vector};
 use isle_store::{LogPosition, Store};
 use parking_lot::Mutex;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 
 use crate::catalog::{Catalog, Fingerprints};
 use crate::clock::{Clock, ahead_of_most};
@@ -58,6 +58,8 @@ pub(crate) struct Shared {
     pub(crate) ages: Mutex<AgeMarks>,
     /// Why the node stopped for good.
     pub(crate) fatal: watch::Sender<Option<Arc<str>>>,
+    /// Stirred whenever a peer has confirmed something.
+    pub(crate) confirmations: watch::Sender<()>,
     /// Raised once: links, repair and upkeep end.
     pub(crate) stop: watch::Sender<bool>,
     /// Whether blocking work has threads to go to. A simulation has none.
@@ -72,6 +74,8 @@ pub(crate) struct PeerSlot {
     pub(crate) commands: mpsc::UnboundedSender<LinkCommand>,
     /// Raised by each new subscription of the peer: an older one then ends.
     pub(crate) subscription: watch::Sender<u64>,
+    /// Requests under way to the peer that are not replication's.
+    pub(crate) forwards: Semaphore,
     /// What the peer means by each keyspace, as it said last.
     pub(crate) said: Mutex<Arc<Fingerprints>>,
 }
@@ -133,6 +137,7 @@ impl Shared {
             restate: Mutex::default(),
             ages: Mutex::new(ages),
             fatal: watch::Sender::new(None),
+            confirmations: watch::Sender::new(()),
             stop: watch::Sender::new(false),
             has_threads,
             catalog: Catalog::new(config.metadata()),
@@ -239,6 +244,12 @@ impl Shared {
     /// How far the wall clock is ahead of most peers', if that is more than allowed.
     pub(crate) fn clock_ahead(&self) -> Option<u64> {
         Some(self.clock_ahead_ms.load(Ordering::Relaxed)).filter(|by_ms| *by_ms > 0)
+    }
+
+    pub(crate) fn not_home(&self, home: Region) -> NodeError {
+        let config = self.config.peers.iter().find(|peer| peer.region == home);
+        let endpoint = config.map(|peer| peer.client_endpoint.clone()).unwrap_or_default();
+        NodeError::NotHome { home, endpoint, epoch: Epoch::default() }
     }
 
     /// Whether clients are served.

@@ -223,6 +223,8 @@ fn request(ask: &Ask) -> WriteRequest {
         precondition,
         context,
         request_id: String::new(),
+        home: None,
+        forward: true,
     }
 }
 

@@ -13,11 +13,11 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use isle_model::{Body, KeyspaceId, ShardId};
-use isle_node::PeerConfig;
 use isle_node::peer::{
-    Connector, DeltaBatch, FetchReply, FetchRequest, Hello, Peer, PeerError, StateReply, StateRequest, ToReceiver,
-    ToSender, Unpacker,
+    Connector, DeltaBatch, FetchReply, FetchRequest, ForwardError, ForwardRequest, Hello, Peer, PeerError, ReadReply,
+    ReadRequest, StateReply, StateRequest, ToReceiver, ToSender, Unpacker,
 };
+use isle_node::{NodeError, PeerConfig, WriteReply};
 use isle_store::codec;
 use parking_lot::Mutex;
 use rand::Rng;
@@ -107,6 +107,16 @@ impl Peer for Tampered {
 
     async fn state(&self, request: StateRequest) -> Result<StateReply, PeerError> {
         self.chance.deliver(self.inner.state(request).await)
+    }
+
+    // The transport delivers a call once or not at all, and what it says of that is the connector's.
+
+    async fn forward(&self, request: ForwardRequest) -> Result<Vec<Result<WriteReply, NodeError>>, ForwardError> {
+        self.inner.forward(request).await
+    }
+
+    async fn read(&self, request: ReadRequest) -> Result<ReadReply, ForwardError> {
+        self.inner.read(request).await
     }
 }
 

@@ -232,13 +232,22 @@ impl Outbound {
     /// Moves the position that the log need not keep for this peer.
     fn note_confirmed(&self, position: Option<LogPosition>) {
         let position = if self.in_flight.is_empty() { Some(self.scanned) } else { position };
-        let Some(position) = position else { return };
+        let slot = self.shared.peers.get(&self.peer);
         let short = self.short.values().map(|(from, _)| *from);
         let held = self.hold.into_iter().chain(short).chain(self.held_back.values().copied());
-        let position = held.fold(position, LogPosition::min);
-        if let Some(slot) = self.shared.peers.get(&self.peer) {
-            slot.link.lock().confirmed = Some(Confirmed { position, cursors: self.acked.clone() });
+        let Some(slot) = slot else { return };
+        let mut link = slot.link.lock();
+        match (position, &mut link.confirmed) {
+            (Some(position), confirmed) => {
+                let position = held.fold(position, LogPosition::min);
+                *confirmed = Some(Confirmed { position, cursors: self.acked.clone() });
+            }
+            // Whoever waits for a write to be confirmed asks the cursors.
+            (None, Some(confirmed)) => confirmed.cursors.clone_from(&self.acked),
+            (None, None) => {}
         }
+        drop(link);
+        self.shared.confirmations.send_replace(());
     }
 
     /// Whether the stream is there, and for this peer.

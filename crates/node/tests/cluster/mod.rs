@@ -15,12 +15,12 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use isle_model::{FieldName, Incarnation, KeyspaceId, Mutation, Region, ShardId, TokenKey, Value};
 use isle_node::peer::{
-    Connector, FetchReply, FetchRequest, Hello, Peer, PeerError, StateReply, StateRequest, ToReceiver, ToSender,
-    Unpacker,
+    Connector, FetchReply, FetchRequest, ForwardError, ForwardRequest, Hello, Peer, PeerError, ReadReply, ReadRequest,
+    StateReply, StateRequest, ToReceiver, ToSender, Unpacker,
 };
 use isle_node::{
     Clock, Consistency, GetReply, GetRequest, Node, NodeConfig, NodeError, Parts, PeerConfig, PreconditionAsked,
-    RequestContext, SyncDriver, WriteReply, WriteRequest,
+    RemoteError, RequestContext, SyncDriver, WriteReply, WriteRequest,
 };
 use isle_store::disk::{Crash, MemoryDisk};
 use isle_store::{BootIdentity, Store, StoreConfig, ViewPlace};
@@ -145,6 +145,35 @@ impl Peer for Line {
         }
         self.node()?.serve_state(request).await
     }
+
+    async fn forward(&self, request: ForwardRequest) -> Result<Vec<Result<WriteReply, NodeError>>, ForwardError> {
+        let node = self.node().map_err(|error| ForwardError::NotSent { reason: error.to_string() })?;
+        let deadline = Some(Instant::now() + request.timeout);
+        let ctx = RequestContext { deadline, ..RequestContext::default() };
+        let served = node.serve_forward(&ctx, request);
+        tokio::select! {
+            replies = served => replies.map_err(refused),
+            () = self.cut() => Err(ForwardError::Lost { reason: "the link was cut".to_owned() }),
+        }
+    }
+
+    async fn read(&self, request: ReadRequest) -> Result<ReadReply, ForwardError> {
+        let node = self.node().map_err(|error| ForwardError::NotSent { reason: error.to_string() })?;
+        tokio::select! {
+            reply = node.serve_read(request) => reply.map_err(refused),
+            () = self.cut() => Err(ForwardError::Lost { reason: "the link was cut".to_owned() }),
+        }
+    }
+}
+
+/// As the wire has it, as far as a node looks at it.
+fn refused(error: NodeError) -> ForwardError {
+    let mut remote = RemoteError { message: error.to_string(), ..RemoteError::default() };
+    if let NodeError::NotHome { home, .. } = &error {
+        remote.reason = "NOT_HOME".to_owned();
+        remote.facts.insert("home".to_owned(), home.to_string());
+    }
+    ForwardError::Refused(Box::new(remote))
 }
 
 pub struct Cluster {
@@ -193,6 +222,7 @@ impl Cluster {
                 .map(|other| PeerConfig {
                     region: Region::new(other),
                     jurisdiction: String::new(),
+                    client_endpoint: String::new(),
                     endpoint: other.clone(),
                 })
                 .collect(),
@@ -308,6 +338,8 @@ pub fn write_request(key: &str, mutation: Mutation) -> WriteRequest {
         precondition: PreconditionAsked::None,
         context: None,
         request_id: String::new(),
+        home: None,
+        forward: true,
     }
 }
 

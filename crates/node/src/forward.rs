@@ -1,0 +1,306 @@
+//! Requests that another region has to serve: writes and strong reads of keys whose home is elsewhere.
+//!
+//! ```text
+//! client ─▶ node: not the home ─ gate ─▶ the home's node ─▶ its shard loop ─▶ durable ─▶ the reply, as it is
+//! ```
+//! The law it keeps: one hop. Who is asked by another region serves or refuses, and never asks a third; who forwards follows a
+//! refusal to the home that it names, a few times at most. What was never sent is HOME_UNREACHABLE and may be tried again; what
+//! was sent and not answered is OUTCOME_UNKNOWN.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::join_all;
+use isle_model::{Dot, Incarnation, IncarnationTree, KeyspaceId, Record, Region, Row};
+use tokio::time::Instant;
+
+use crate::egress::{Gate, Verdict};
+use crate::homes::home_of;
+use crate::node::Asked;
+use crate::peer::{ForwardError, ForwardRequest, Peer, ReadReply, ReadRequest};
+use crate::shard_loop::read_failed;
+use crate::shared::{PeerSlot, StreamKey};
+use crate::{GetReply, Node, NodeError, RequestContext, Versions, WriteReply};
+
+/// The home answers within the caller's deadline less this: else the caller hears nothing of what became of it.
+const MARGIN: Duration = Duration::from_millis(10);
+/// How often a refusal is followed to the home that it names. Homes move rarely; more than one step is a race lost.
+const REDIRECTS_MAX: usize = 3;
+/// What a refusal by a region that is not the home says on the wire.
+const NOT_HOME: &str = "NOT_HOME";
+
+/// A write that other holders have to confirm before it is acknowledged.
+pub(crate) struct Wait {
+    pub(crate) place: usize,
+    pub(crate) stream: StreamKey,
+    pub(crate) dot: Dot,
+    pub(crate) holders: u32,
+}
+
+impl Node {
+    /// Sends writes of one keyspace to their home, together.
+    pub(crate) async fn forward(
+        &self,
+        ctx: &RequestContext,
+        home: &Region,
+        keyspace: KeyspaceId,
+        asked: &[Asked],
+        versions: Versions,
+    ) -> Vec<Result<WriteReply, NodeError>> {
+        let all = |error: NodeError| asked.iter().map(|_| Err(error.clone())).collect();
+        let (slot, peer) = match self.reach(home, keyspace) {
+            Ok(reached) => reached,
+            Err(error) => return all(error),
+        };
+        let Ok(_permit) = slot.forwards.try_acquire() else {
+            return all(crate::shard_queue::overloaded());
+        };
+        let Some(timeout) = self.patience(ctx) else { return all(NodeError::DeadlineExpired) };
+        let request = ForwardRequest {
+            asker: self.shared.me().clone(),
+            keyspace,
+            writes: asked.iter().map(|asked| asked.request.clone()).collect(),
+            versions,
+            caller: ctx.caller.clone(),
+            traceparent: ctx.traceparent.clone(),
+            timeout,
+        };
+        let late = |_| Err(ForwardError::Lost { reason: format!("{home} did not answer in time") });
+        // Later than the home's own deadline, so that what it says of it still counts.
+        match tokio::time::timeout(timeout + MARGIN / 2, peer.forward(request)).await.unwrap_or_else(late) {
+            Ok(replies) if replies.len() == asked.len() => replies,
+            Ok(replies) => {
+                let reason = format!("{home} answered {} of {} writes", replies.len(), asked.len());
+                all(NodeError::OutcomeUnknown { reason })
+            }
+            Err(error) => all(error.of_write(home)),
+        }
+    }
+
+    /// The connection to a region that a keyspace's requests may go to.
+    fn reach(&self, home: &Region, keyspace: KeyspaceId) -> Result<(&PeerSlot, Arc<dyn Peer>), NodeError> {
+        let unreachable = |reason: &str| NodeError::HomeUnreachable { home: home.clone(), reason: reason.to_owned() };
+        let slot = self.shared.peers.get(home).ok_or_else(|| unreachable("it is no region of this cluster"))?;
+        match Gate::to(&self.shared, home).judge(keyspace) {
+            Verdict::Pass => {}
+            Verdict::Wait => return Err(unreachable("it has not heard of a change of the keyspace yet")),
+            Verdict::Never => return Err(unreachable("it may not hold the keyspace")),
+        }
+        let peer = slot.handle.lock().clone().ok_or_else(|| unreachable("there is no connection to it"))?;
+        Ok((slot, peer))
+    }
+
+    /// How long another region may take; `None` where the caller does not wait any more.
+    fn patience(&self, ctx: &RequestContext) -> Option<Duration> {
+        let Some(deadline) = ctx.deadline else { return Some(self.shared.config.forward_timeout) };
+        let left = deadline.saturating_duration_since(Instant::now()).checked_sub(MARGIN)?;
+        Some(left).filter(|left| !left.is_zero())
+    }
+
+    /// Carries out what another region has forwarded.
+    pub async fn serve_forward(
+        &self,
+        ctx: &RequestContext,
+        request: ForwardRequest,
+    ) -> Result<Vec<Result<WriteReply, NodeError>>, NodeError> {
+        let name = self.name_for(&request.asker, request.keyspace)?;
+        let named = request.writes.into_iter().map(|mut write| {
+            write.keyspace.clone_from(&name);
+            write
+        });
+        let ctx = RequestContext { hops: ctx.hops.max(1), ..ctx.clone() };
+        Ok(self.write_batch(&ctx, named.collect(), request.versions).await)
+    }
+
+    /// Shows another region a record as it is here.
+    pub async fn serve_read(&self, request: ReadRequest) -> Result<ReadReply, NodeError> {
+        self.name_for(&request.asker, request.keyspace)?;
+        self.shared.check_serving()?;
+        let record = self.shared.store.get(request.keyspace, &request.key).map_err(read_failed)?.unwrap_or_default();
+        // Read after the record: it names everything that the record does.
+        let tree = self.shared.store.tree();
+        let home = record.home(tree.shard(self.shared.shard_of(request.keyspace, &request.key)));
+        Ok(ReadReply { rows: rows_of(&record, &tree), home, record: Arc::unwrap_or_clone(record) })
+    }
+
+    /// The keyspace's name, if the asker may have to do with it.
+    fn name_for(&self, asker: &Region, keyspace: KeyspaceId) -> Result<String, NodeError> {
+        let known = self.shared.catalog.known();
+        let found = known.keyspace(keyspace).ok_or_else(|| known.unknown(&keyspace.0.to_string()))?;
+        if !known.is_for(asker, keyspace) {
+            let holders = known.metadata.holders(keyspace).cloned().collect();
+            return Err(NodeError::ResidencyViolation { keyspace: found.name.clone(), holders });
+        }
+        Ok(found.name.clone())
+    }
+
+    /// Reads a key where its writes are serialised.
+    pub(crate) async fn get_at_home(
+        &self,
+        ctx: &RequestContext,
+        keyspace: KeyspaceId,
+        key: &Bytes,
+    ) -> Result<GetReply, NodeError> {
+        let mut home = self.presumed_home(keyspace, key)?;
+        for _ in 0..REDIRECTS_MAX {
+            let Some(at) = home else { return self.get_wherever_it_is(ctx, keyspace, key).await };
+            if at == *self.shared.me() {
+                return self.own_reply(keyspace, key);
+            }
+            let reply = self.read_from(ctx, &at, keyspace, key).await?;
+            if reply.home.as_ref() == Some(&at) {
+                return self.reply_from(at, keyspace, key, reply);
+            }
+            home = reply.home;
+        }
+        Err(NodeError::HomeUnreachable {
+            home: self.shared.me().clone(),
+            reason: "the key's home moves; try again".to_owned(),
+        })
+    }
+
+    /// Where the key lives as far as this region knows; `None` where that may be anywhere, or nowhere.
+    fn presumed_home(&self, keyspace: KeyspaceId, key: &[u8]) -> Result<Option<Region>, NodeError> {
+        let known = self.shared.catalog.known();
+        let policy = &known.keyspace(keyspace).ok_or_else(|| known.unknown(&keyspace.0.to_string()))?.policy;
+        let record = self.shared.store.get(keyspace, key).map_err(read_failed)?.unwrap_or_default();
+        let tree = self.shared.store.tree();
+        let home = record.home(tree.shard(self.shared.shard_of(keyspace, key)));
+        Ok(home.or_else(|| policy.home_of(key, &known.metadata.members)))
+    }
+
+    /// A key that is not here may have been created in any region: all are asked.
+    async fn get_wherever_it_is(
+        &self,
+        ctx: &RequestContext,
+        keyspace: KeyspaceId,
+        key: &Bytes,
+    ) -> Result<GetReply, NodeError> {
+        let known = self.shared.catalog.known();
+        let others: Vec<&Region> = self.shared.peers.keys().filter(|peer| known.is_for(peer, keyspace)).collect();
+        let asked = others.iter().map(|other| self.read_from(ctx, other, keyspace, key));
+        let replies = join_all(asked).await;
+        for (other, reply) in others.into_iter().zip(replies) {
+            let reply = reply?;
+            if reply.home.as_ref() == Some(other) {
+                return self.reply_from(other.clone(), keyspace, key, reply);
+            }
+        }
+        self.own_reply(keyspace, key)
+    }
+
+    async fn read_from(
+        &self,
+        ctx: &RequestContext,
+        region: &Region,
+        keyspace: KeyspaceId,
+        key: &Bytes,
+    ) -> Result<ReadReply, NodeError> {
+        let (slot, peer) = self.reach(region, keyspace)?;
+        let Ok(_permit) = slot.forwards.try_acquire() else { return Err(crate::shard_queue::overloaded()) };
+        let timeout = self.patience(ctx).ok_or(NodeError::DeadlineExpired)?;
+        let request = ReadRequest { asker: self.shared.me().clone(), keyspace, key: key.clone(), timeout };
+        let late = |_| Err(ForwardError::Lost { reason: "it did not answer in time".to_owned() });
+        let reply = tokio::time::timeout(timeout, peer.read(request)).await.unwrap_or_else(late);
+        reply.map_err(|error| error.of_read(region))
+    }
+
+    fn own_reply(&self, keyspace: KeyspaceId, key: &Bytes) -> Result<GetReply, NodeError> {
+        let record = self.shared.store.get(keyspace, key).map_err(read_failed)?.unwrap_or_default();
+        Ok(self.get_reply(keyspace, key, &record, self.shared.me().clone(), Some(Duration::ZERO)))
+    }
+
+    fn reply_from(
+        &self,
+        region: Region,
+        keyspace: KeyspaceId,
+        key: &Bytes,
+        reply: ReadReply,
+    ) -> Result<GetReply, NodeError> {
+        crate::replication::handshake::learn(&self.shared, reply.rows)
+            .map_err(|error| NodeError::ReadFailed { reason: format!("what {region} answered: {error}") })?;
+        let tree = self.shared.store.tree();
+        if let Some(unknown) = reply.record.incarnations().find(|incarnation| !tree.contains(*incarnation)) {
+            return Err(NodeError::SessionNotReached { incarnation: unknown });
+        }
+        Ok(self.get_reply(keyspace, key, &reply.record, region, Some(Duration::ZERO)))
+    }
+
+    /// Waits until each write is confirmed by as many holders as it has to be. Returns those that were not in time.
+    pub(crate) async fn await_holders(&self, ctx: &RequestContext, mut waits: Vec<Wait>) -> Vec<Wait> {
+        let deadline = ctx.deadline.unwrap_or_else(|| Instant::now() + self.shared.config.forward_timeout);
+        let mut stirred = self.shared.confirmations.subscribe();
+        loop {
+            stirred.mark_unchanged();
+            waits.retain(|wait| !self.is_confirmed(wait));
+            if waits.is_empty() || tokio::time::timeout_at(deadline, stirred.changed()).await.is_err() {
+                return waits;
+            }
+        }
+    }
+
+    fn is_confirmed(&self, wait: &Wait) -> bool {
+        let known = self.shared.catalog.known();
+        let tree = self.shared.store.tree();
+        let lineage = tree.shard(wait.stream.1);
+        let has = |slot: &PeerSlot| {
+            let link = slot.link.lock();
+            let cursors = link.confirmed.as_ref().map(|confirmed| &confirmed.cursors);
+            cursors.and_then(|cursors| cursors.get(&wait.stream)).is_some_and(|v| v.covers(wait.dot, lineage))
+        };
+        let holders = self.shared.peers.iter().filter(|(region, _)| known.is_for(region, wait.stream.0));
+        holders.filter(|(_, slot)| has(slot)).count() >= wait.holders as usize
+    }
+
+    /// Where a write of a forwarded keyspace goes, by what is published here. The home's shard loop has the last word.
+    pub(crate) fn home_of_request(&self, asked: &Asked, id: KeyspaceId) -> Result<Region, NodeError> {
+        if let Some(told) = &asked.told {
+            return Ok(told.clone());
+        }
+        let known = self.shared.catalog.known();
+        let keyspace = known.keyspace(id).ok_or_else(|| known.unknown(&asked.request.keyspace))?;
+        let key = &asked.request.key;
+        let record = self.shared.store.get(id, key).map_err(read_failed)?.unwrap_or_default();
+        let tree = self.shared.store.tree();
+        let lineage = tree.shard(self.shared.shard_of(id, key));
+        let (members, named, me) = (&known.metadata.members, asked.request.home.as_ref(), self.shared.me());
+        Ok(home_of(keyspace, members, key, &record, lineage, named, me))
+    }
+}
+
+impl ForwardError {
+    fn of_write(self, home: &Region) -> NodeError {
+        match self {
+            ForwardError::NotSent { reason } => NodeError::HomeUnreachable { home: home.clone(), reason },
+            ForwardError::Lost { reason } => NodeError::OutcomeUnknown { reason: format!("{home}: {reason}") },
+            ForwardError::Refused(error) => NodeError::Remote(error),
+        }
+    }
+
+    /// A read that was lost has done nothing.
+    fn of_read(self, region: &Region) -> NodeError {
+        match self {
+            ForwardError::NotSent { reason } | ForwardError::Lost { reason } => {
+                NodeError::HomeUnreachable { home: region.clone(), reason }
+            }
+            ForwardError::Refused(error) => NodeError::Remote(error),
+        }
+    }
+}
+
+/// The home that a refusal names.
+pub(crate) fn home_named(error: &NodeError) -> Option<Region> {
+    match error {
+        NodeError::NotHome { home, .. } => Some(home.clone()),
+        NodeError::Remote(error) if error.reason == NOT_HOME => error.facts.get("home").map(|home| Region::new(home)),
+        _ => None,
+    }
+}
+
+/// The rows of every incarnation that a record names, and of their ancestors.
+fn rows_of(record: &Record, tree: &IncarnationTree) -> Vec<(Incarnation, Row)> {
+    let named: std::collections::BTreeSet<Incarnation> = record.incarnations().collect();
+    let wanted = tree.rows().filter(|(row, _)| named.iter().any(|incarnation| tree.descends(*incarnation, *row)));
+    wanted.map(|(incarnation, row)| (incarnation, row.clone())).collect()
+}
