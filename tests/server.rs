@@ -210,17 +210,18 @@ async fn what_is_not_served_yet_is_refused_and_never_ignored() {
     let served = served().await;
     let mut kv = served.kv().await;
     let with_id = v1::PutRequest { request_id: "id".into(), ..put("k", text("x")) };
-    let home = v1::WriteOptions { home: "eu".into(), ..Default::default() };
-    let with_home = v1::PutRequest { write: Some(home), ..put("k", text("x")) };
     let ttl = prost_types::Duration { seconds: 9, nanos: 0 };
     let with_ttl = v1::PutRequest { ttl: Some(ttl), ..put("k", text("x")) };
-    for request in [with_id, with_home, with_ttl] {
+    for request in [with_id, with_ttl] {
         let status = kv.put(request).await.unwrap_err();
         assert_eq!((status.code(), reason(&status).as_str()), (Code::Unimplemented, "NOT_SERVED"), "{status}");
     }
-    let read = v1::ReadOptions { consistency: v1::Consistency::Strong.into(), ..Default::default() };
-    let error = served.client.get("default", "k", read).await.unwrap_err();
+    let read = |consistency: v1::Consistency| v1::ReadOptions { consistency: consistency.into(), ..Default::default() };
+    let error = served.client.get("default", "k", read(v1::Consistency::Session)).await.unwrap_err();
     assert_eq!(error.reason, "NOT_SERVED");
+    // It is written anywhere: there is nobody who has seen all of it.
+    let error = served.client.get("default", "k", read(v1::Consistency::Strong)).await.unwrap_err();
+    assert_eq!((error.code, error.reason.as_str()), (Code::InvalidArgument, "INVALID_FIELD"));
     assert!(!served.client.get("default", "k", v1::ReadOptions::default()).await.unwrap().found);
 }
 
