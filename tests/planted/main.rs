@@ -46,6 +46,7 @@ fn mixes(bug: Bug) -> &'static [Mix] {
     match bug {
         Bug::ReplyBeforeSync | Bug::SkipInReplay => &[Mix::Crashes, Mix::Disks],
         Bug::AdmitReplaced => &[Mix::Cloned],
+        Bug::TakeForeignHome | Bug::StrongFromHere => &[Mix::Homed],
         Bug::CursorBeforeLast | Bug::KeepUnlisted => &[Mix::Away, Mix::Restored, Mix::Partitions],
         _ => &[Mix::Partitions, Mix::Crashes],
     }

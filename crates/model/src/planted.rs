@@ -29,10 +29,14 @@ pub enum Bug {
     KeepUnlisted = 11,
     /// A delta that cannot be read is passed over: cursors and statements go on above it (quarantine).
     PassUnreadable = 12,
+    /// A region takes a write of a key whose home is elsewhere (homes).
+    TakeForeignHome = 14,
+    /// A strong read is served from what the region has that was asked (strong reads).
+    StrongFromHere = 15,
 }
 
 impl Bug {
-    pub const ALL: [Bug; 12] = [
+    pub const ALL: [Bug; 14] = [
         Bug::ReplyBeforeSync,
         Bug::ForgetEarly,
         Bug::SkipGap,
@@ -45,6 +49,8 @@ impl Bug {
         Bug::CursorBeforeLast,
         Bug::KeepUnlisted,
         Bug::PassUnreadable,
+        Bug::TakeForeignHome,
+        Bug::StrongFromHere,
     ];
 }
 

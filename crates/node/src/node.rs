@@ -15,7 +15,7 @@ use isle_model::metadata::{Keyspace, Metadata};
 use isle_model::policy::{ReadDefault, Replication};
 use isle_model::{
     Context, Epoch, FieldKey, IncarnationTree, KeyspaceId, Mutation, Precondition, Reading, Record, Region, ShardId,
-    Value, WriteError, write,
+    Value, WriteError, planted, write,
 };
 use isle_store::{ShardWriter, Store};
 use parking_lot::Mutex;
@@ -512,7 +512,7 @@ impl Node {
         self.shared.check_serving()?;
         check_home(&known, keyspace, &asked.request)?;
         let home = self.home_of_request(asked, keyspace.id)?;
-        if home == *self.shared.me() {
+        if home == *self.shared.me() || planted::is(planted::Bug::TakeForeignHome) {
             return Ok(Whither::Here { may_move: true });
         }
         if ctx.hops > 0 || !asked.request.forward {

@@ -243,7 +243,10 @@ impl Replay<'_> {
             Source::Read { site, upto } => (site, upto),
             Source::Ack(id) => match self.ids.get(&id) {
                 Some(delta) => {
-                    let site = self.writes[id].site;
+                    // Where it was carried out: at its key's home, not where its client is.
+                    let region = self.tree.region(delta.1.incarnation);
+                    let site = SITES.iter().position(|site| region.is_some_and(|region| region.as_str() == *site));
+                    let site = site.unwrap_or(self.writes[id].site);
                     let at = self.logs.of(site).order.iter().find(|(other, _)| other == delta);
                     (site, at.map(|(_, end)| *end)?)
                 }

@@ -28,6 +28,14 @@ use super::links::{CLIENT_PORT, Dialler};
 /// As a client's own patience, where its request says no deadline.
 const PATIENCE: Duration = Duration::from_secs(3);
 
+/// What an answer says, whichever call it is of.
+macro_rules! done {
+    ($reply:expr) => {{
+        let reply = $reply.into_inner();
+        Answer::Done(reply.version, reply.header.map(|header| header.served_by))
+    }};
+}
+
 #[derive(Clone)]
 pub enum Door {
     Node(Arc<Node>),
@@ -53,7 +61,8 @@ pub enum Condition {
 
 #[derive(Clone, Debug)]
 pub enum Answer {
-    Done(Bytes),
+    /// The version, and the region that carried it out, where that is told.
+    Done(Bytes, Option<String>),
     Unknown(String),
     Refused(String),
 }
@@ -103,26 +112,49 @@ impl Door {
         }
     }
 
+    /// The version of a key as its home has it.
+    pub async fn read_at_home(&self, key: &str) -> Result<Bytes, String> {
+        let keyspace = keyspace_of(key).name.to_owned();
+        let key = Bytes::from(key.to_owned());
+        match self {
+            Door::Node(node) => {
+                let request = GetRequest { keyspace, key, consistency: Consistency::Strong };
+                let deadline = Some(Instant::now() + PATIENCE);
+                let reply = node.get(&RequestContext { deadline, ..RequestContext::default() }, request).await;
+                Ok(reply.map_err(|error| error.to_string())?.version)
+            }
+            Door::Wire(kv) => {
+                let strong = v1::ReadOptions { consistency: v1::Consistency::Strong.into(), ..Default::default() };
+                let request = v1::GetRequest { keyspace, key, siblings: false, read: Some(strong) };
+                let reply = kv.clone().get(timed(request, None)).await.map_err(|status| status.to_string())?;
+                Ok(reply.into_inner().entry.ok_or("an answer without an entry")?.version)
+            }
+        }
+    }
+
     pub async fn write(&self, ask: Ask) -> Answer {
         match self {
             Door::Node(node) => {
                 let deadline = ask.deadline.map(|after| Instant::now() + after);
                 let context = RequestContext { deadline, ..RequestContext::default() };
                 match node.write(&context, request(&ask)).await {
-                    Ok(reply) => Answer::Done(reply.version),
+                    Ok(reply) => Answer::Done(reply.version, Some(reply.served_by.to_string())),
                     Err(NodeError::OutcomeUnknown { reason }) => Answer::Unknown(reason),
+                    Err(NodeError::Remote(error)) if error.reason == "OUTCOME_UNKNOWN" => {
+                        Answer::Unknown(error.message)
+                    }
                     Err(error) => Answer::Refused(error.to_string()),
                 }
             }
             Door::Wire(kv) => {
                 let (mut kv, deadline) = (kv.clone(), ask.deadline);
                 let outcome = match operation(&ask) {
-                    Operation::Put(m) => kv.put(timed(m, deadline)).await.map(|r| r.into_inner().version),
-                    Operation::Patch(m) => kv.patch(timed(m, deadline)).await.map(|r| r.into_inner().version),
-                    Operation::Increment(m) => kv.increment(timed(m, deadline)).await.map(|r| r.into_inner().version),
-                    Operation::Delete(m) => kv.delete(timed(m, deadline)).await.map(|r| r.into_inner().version),
+                    Operation::Put(m) => kv.put(timed(m, deadline)).await.map(|r| done!(r)),
+                    Operation::Patch(m) => kv.patch(timed(m, deadline)).await.map(|r| done!(r)),
+                    Operation::Increment(m) => kv.increment(timed(m, deadline)).await.map(|r| done!(r)),
+                    Operation::Delete(m) => kv.delete(timed(m, deadline)).await.map(|r| done!(r)),
                 };
-                outcome.map_or_else(|status| of_status(&status), Answer::Done)
+                outcome.unwrap_or_else(|status| of_status(&status))
             }
         }
     }
@@ -183,7 +215,7 @@ fn of_results(results: Vec<v1::WriteResult>, count: usize) -> Vec<Answer> {
 
 fn of_result(result: v1::WriteResult) -> Answer {
     match result.outcome {
-        Some(write_result::Outcome::Applied(applied)) => Answer::Done(applied.version),
+        Some(write_result::Outcome::Applied(applied)) => Answer::Done(applied.version, None),
         Some(write_result::Outcome::Error(error)) if error.reason == "OUTCOME_UNKNOWN" => {
             Answer::Unknown(error.message)
         }

@@ -25,7 +25,7 @@ impl Run {
         let weight = match self.mix {
             Mix::Calm => self.rng.random_range(0..30),
             Mix::Partitions => self.rng.random_range(0..80),
-            Mix::Crashes | Mix::Lying => self.rng.random_range(0..100),
+            Mix::Crashes | Mix::Lying | Mix::Homed => self.rng.random_range(0..100),
             // These have faults of their own.
             Mix::Disks | Mix::Away | Mix::Restored | Mix::Cloned => self.rng.random_range(0..130),
         };

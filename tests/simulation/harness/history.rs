@@ -12,7 +12,7 @@ use isle_store::LogPosition;
 use parking_lot::Mutex;
 
 use super::door::{Answer, Seen};
-use super::{Mix, SHARDS, keyspace_of};
+use super::{Mix, OTHER, SHARDS, SITES, keyspace_of};
 
 const TOKENS_KEPT: usize = 6;
 const VIOLATIONS_KEPT: usize = 20;
@@ -75,6 +75,11 @@ struct Known {
 struct Inner {
     writes: Vec<WriteFact>,
     tokens: BTreeMap<String, VecDeque<Token>>,
+    /// Of keys that have homes: what was acknowledged, each with the moment.
+    acked_at_home: BTreeMap<String, Vec<(u64, Context)>>,
+    newest_at_home: Option<String>,
+    /// What a home's answer did not show, by key: a violation unless two regions made the key.
+    missed_at_home: Vec<(String, String)>,
     /// Every row that any region ever made.
     tree: IncarnationTree,
     known: BTreeMap<(usize, String, FieldKey), Known>,
@@ -155,19 +160,30 @@ impl History {
 
     pub fn answered(&self, now: Duration, id: usize, answer: Answer) {
         match answer {
-            Answer::Done(version) => self.acked(now, id, &version),
+            Answer::Done(version, served_by) => self.acked(now, id, &version, served_by.as_deref()),
             Answer::Unknown(reason) => self.unknown(now, id, &reason),
             Answer::Refused(reason) => self.refused(now, id, reason),
         }
     }
 
-    fn acked(&self, now: Duration, id: usize, version: &Bytes) {
+    fn acked(&self, now: Duration, id: usize, version: &Bytes, served_by: Option<&str>) {
         let mut inner = self.inner.lock();
-        let (site, key) = (inner.writes[id].site, inner.writes[id].key.clone());
+        let key = inner.writes[id].key.clone();
         inner.event(now, &format!("{id} acked: {version:?}"));
         match decode(&key, version) {
             Ok(context) => {
-                inner.learn(site, &key, &context, None);
+                // What was forwarded tells what its home knows, and not every answer names that.
+                let forwarded = self.mix == Mix::Homed && key.starts_with(OTHER);
+                let served = served_by.and_then(|region| SITES.iter().position(|site| *site == region));
+                let site = if forwarded { served } else { Some(inner.writes[id].site) };
+                if let Some(site) = site {
+                    inner.learn(site, &key, &context, None);
+                }
+                if forwarded {
+                    let at = inner.events;
+                    inner.acked_at_home.entry(key.clone()).or_default().push((at, context.clone()));
+                    inner.newest_at_home = Some(key.clone());
+                }
                 inner.writes[id].outcome = Outcome::Acked(context);
             }
             Err(error) => {
@@ -190,6 +206,49 @@ impl History {
             inner.witness(key, FieldKey::value(&field), dot, value);
         }
         inner.keep_token(key, &version, source);
+    }
+
+    /// The key with a home that was acknowledged last.
+    pub fn homed_key(&self) -> Option<String> {
+        self.inner.lock().newest_at_home.clone()
+    }
+
+    /// A read at the key's home, asked for at the moment `began`: it has to show, or to have seen covered, whatever was
+    /// acknowledged before.
+    pub fn read_at_home(&self, now: Duration, began: u64, site: usize, key: &str, version: &Bytes) {
+        let mut inner = self.inner.lock();
+        inner.event(now, &format!("{site} reads {key} at its home: {version:?}"));
+        let seen = match decode(key, version) {
+            Ok(seen) => seen,
+            Err(error) => {
+                return inner.violation(format!("a read of {key} has a version that does not decode: {error}"));
+            }
+        };
+        let deleted = inner.writes.iter().any(|write| write.key == key && takes_away(&write.op));
+        let lineage = inner.tree.shard(shard_of(key));
+        let missed = |context: &Context| {
+            let fields = context.fields().iter().filter(|(field, _)| field.kind == Kind::Value);
+            let shown = fields.filter_map(|(field, of)| Some((field, of.shown?)));
+            shown
+                .filter(|(field, dot)| match seen.get(field) {
+                    Some(there) => !there.seen.covers(*dot, lineage),
+                    // A tombstone that was forgotten leaves nothing.
+                    None => !deleted,
+                })
+                .map(|(field, dot)| format!("{key} {:?}: {dot}", field.name))
+                .next()
+        };
+        let before = inner.acked_at_home.get(key).into_iter().flatten().filter(|(at, _)| *at < began);
+        let found: Vec<String> = before.filter_map(|(_, context)| missed(context)).collect();
+        for what in found {
+            let what = format!("{what} was acknowledged before {site} read the key at its home, and is not there");
+            inner.missed_at_home.push((key.to_owned(), what));
+        }
+    }
+
+    /// What reads at homes did not show, by key.
+    pub fn missed_at_home(&self) -> Vec<(String, String)> {
+        self.inner.lock().missed_at_home.clone()
     }
 
     /// A recent version token of a key, from whatever region.
@@ -231,6 +290,15 @@ impl History {
 
     pub fn take_trace(&self) -> Option<String> {
         self.inner.lock().trace.take()
+    }
+}
+
+/// Whether it may leave nothing of what it met.
+fn takes_away(op: &Op) -> bool {
+    match op {
+        Op::Delete => true,
+        Op::Patch { remove, .. } => !remove.is_empty(),
+        Op::Put { .. } | Op::Increment { .. } => false,
     }
 }
 

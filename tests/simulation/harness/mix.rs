@@ -19,11 +19,22 @@ pub enum Mix {
     Restored,
     /// As `Crashes`, and one region's directory is copied and started beside it.
     Cloned,
+    /// As `Crashes`, and the keys of one keyspace have homes: their writes are forwarded, and some reads are the home's.
+    Homed,
 }
 
 impl Mix {
-    pub const ALL: [Mix; 8] =
-        [Mix::Calm, Mix::Partitions, Mix::Crashes, Mix::Lying, Mix::Disks, Mix::Away, Mix::Restored, Mix::Cloned];
+    pub const ALL: [Mix; 9] = [
+        Mix::Calm,
+        Mix::Partitions,
+        Mix::Crashes,
+        Mix::Lying,
+        Mix::Disks,
+        Mix::Away,
+        Mix::Restored,
+        Mix::Cloned,
+        Mix::Homed,
+    ];
 
     /// Whether what was acknowledged is on the disk.
     pub fn is_honest(self) -> bool {

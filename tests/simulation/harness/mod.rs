@@ -47,7 +47,9 @@ pub struct Keyspace {
 }
 
 pub const KEYSPACES: [Keyspace; 2] =
-    [Keyspace { id: KeyspaceId(1), name: "default" }, Keyspace { id: KeyspaceId(7), name: "other" }];
+    [Keyspace { id: KeyspaceId(1), name: "default" }, Keyspace { id: KeyspaceId(7), name: OTHER }];
+
+pub const OTHER: &str = "other";
 
 pub fn keyspace_of(key: &str) -> &'static Keyspace {
     &KEYSPACES[usize::from(key.starts_with("other-"))]

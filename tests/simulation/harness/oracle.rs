@@ -9,7 +9,7 @@ use isle_node::Node;
 use super::causality::{self, Holdings};
 use super::history::{History, Op, Outcome, WriteFact, shard_of};
 use super::logs::{DeltaId, Logs};
-use super::{KEYSPACES, Mix, keyspace_of};
+use super::{KEYSPACES, Mix, OTHER, keyspace_of};
 
 type FieldOf = (String, FieldKey);
 type Promised = BTreeMap<(String, FieldKey, Dot), String>;
@@ -30,6 +30,14 @@ pub fn check(
         end.nothing_covered_is_shown(&history.dead())?;
         end.nothing_acknowledged_is_lost(&|_| true)?;
         end.counters_are_exact()?;
+    }
+    if mix == Mix::Homed {
+        let made = created_by(logs.deltas(), &end.tree);
+        end.homes_serialise(&made)?;
+        let once = |key: &String| made.get(key).is_none_or(|regions| regions.len() < 2);
+        if let Some((_, missed)) = history.missed_at_home().into_iter().find(|(key, _)| once(key)) {
+            return Err(missed);
+        }
     }
     if mix.has_victim() {
         let others = || (0..nodes.len()).filter(|site| *site != victim);
@@ -204,6 +212,19 @@ impl End {
         })
     }
 
+    /// Of a key with a home no two writes are concurrent, unless two regions made it.
+    fn homes_serialise(&self, made: &BTreeMap<String, BTreeSet<String>>) -> Result<(), String> {
+        for ((key, field, loser), entry) in self.ledgers.iter().flatten() {
+            if key.starts_with(OTHER) && made.get(key).is_none_or(|regions| regions.len() < 2) {
+                let (name, winner) = (&field.name, entry.winner);
+                return Err(format!(
+                    "{key} {name:?}: {loser} and {winner:?} are concurrent, though the key has a home"
+                ));
+            }
+        }
+        Ok(())
+    }
+
     fn causes_are_exact(&self, logs: &Logs) -> Result<u64, String> {
         let holdings = self.states.iter().zip(&self.ledgers);
         let holdings: Vec<Holdings<'_>> = holdings.map(|(records, ledger)| Holdings { records, ledger }).collect();
@@ -237,6 +258,20 @@ impl End {
         let id: usize = value.split_once('.')?.0.parse().ok()?;
         self.writes.get(id).filter(|write| values(&write.op).any(|(_, v)| v == value))
     }
+}
+
+/// The regions that ever made a key: by a delta that names its home.
+fn created_by(deltas: &BTreeMap<DeltaId, Delta>, tree: &IncarnationTree) -> BTreeMap<String, BTreeSet<String>> {
+    let mut out: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for delta in deltas.values() {
+        let Body::Write(write) = &delta.body else { continue };
+        let home = write.fields.register(&FieldKey::home());
+        if home.is_some_and(|home| home.sibling(delta.dot).is_some()) {
+            let region = tree.region(delta.dot.incarnation).map(|region| region.to_string());
+            out.entry(text(&write.key)).or_default().extend(region);
+        }
+    }
+    out
 }
 
 /// Whether `dot` itself had seen `other`: then `other` cannot have covered it.

@@ -88,11 +88,13 @@ impl Run {
                 think_ms_max: rng.random_range(40..250),
                 value_bytes_max: if bulky { 3000 } else { 60 },
                 wide_percent: rng.random_range(0..40),
+                homed: mix == Mix::Homed,
             },
             clients: rng.random_range(0..2),
             clients_away: rng.random_range(1..3),
             tamper_rate: if mix != Mix::Calm && rng.random_bool(0.6) { rng.random_range(0.01..0.3) } else { 0.0 },
             spoils: rng.random_bool(0.3),
+            homed: mix == Mix::Homed,
             sync_delay_max: Duration::from_millis(match rng.random_range(0..10) {
                 0..8 => 2,
                 _ if mix == Mix::Disks => 600,

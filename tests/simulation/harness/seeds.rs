@@ -17,7 +17,7 @@ pub fn setting(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")))
 }
 
-/// `ISLE_SIM_SEED=n` is one seed, in every mix (or, by `ISLE_SIM_MIX=0..7`, in one); `ISLE_SIM_SEEDS=n` so many cases in all.
+/// `ISLE_SIM_SEED=n` is one seed, in every mix (or, by `ISLE_SIM_MIX=0..8`, in one); `ISLE_SIM_SEEDS=n` so many cases in all.
 pub fn cases(by_default: u64) -> Vec<Case> {
     let mixes = match setting("ISLE_SIM_MIX") {
         Some(one) => vec![Mix::ALL[one as usize]],

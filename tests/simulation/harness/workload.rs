@@ -20,6 +20,8 @@ pub struct Shape {
     pub value_bytes_max: usize,
     /// Percent of the operations that write keys which nobody writes twice.
     pub wide_percent: u32,
+    /// Whether the other keyspace's keys have homes: then half of all keys are there, and half of their reads are the homes'.
+    pub homed: bool,
 }
 
 pub struct Client {
@@ -55,10 +57,14 @@ impl Client {
 
     /// A sixth of the keys are in the other keyspace.
     fn somewhere(&mut self, key: String) -> String {
-        if self.rng.random_bool(1.0 / 6.0) { format!("other-{key}") } else { key }
+        let share = if self.shape.homed { 0.5 } else { 1.0 / 6.0 };
+        if self.rng.random_bool(share) { format!("other-{key}") } else { key }
     }
 
     async fn read(&mut self) {
+        if self.shape.homed && self.rng.random_bool(0.5) {
+            return self.read_at_home().await;
+        }
         let (key, began) = (self.key(), self.history.moment());
         let seen = self.door.read(&key).await;
         let now = self.now();
@@ -69,6 +75,17 @@ impl Client {
         match seen {
             Ok(seen) => self.history.read(now, began, self.site, &key, seen, source),
             Err(error) => self.history.event(now, &format!("{} cannot read {key}: {error}", self.site)),
+        }
+    }
+
+    /// Reads a key at its home, more often than not one that somebody has just written.
+    async fn read_at_home(&mut self) {
+        let written = self.history.homed_key().filter(|_| self.rng.random_bool(0.7));
+        let key = written.unwrap_or_else(|| format!("other-key-{}", self.rng.random_range(0..self.shape.keys)));
+        let began = self.history.moment();
+        match self.door.read_at_home(&key).await {
+            Ok(version) => self.history.read_at_home(self.now(), began, self.site, &key, &version),
+            Err(error) => self.history.event(self.now(), &format!("{} cannot read {key} at home: {error}", self.site)),
         }
     }
 

@@ -10,6 +10,7 @@ use isle::config::{self, Config};
 use isle::peer_client::TonicConnector;
 use isle::server::{self, Seams, Storage};
 use isle_model::Incarnation;
+use isle_model::policy::Policy;
 use isle_node::{Clock, Node, SyncDriver};
 use isle_store::disk::{Crash, MemoryDisk};
 use isle_store::{BootIdentity, ViewPlace};
@@ -23,7 +24,7 @@ use super::history::History;
 use super::links::{CLIENT_PORT, Dialler, PEER_PORT, listen};
 use super::tamper::Tampering;
 use super::workload::{Client, Shape};
-use super::{CLIENTS, CLONE, CLUSTER, KEYSPACES, SHARDS, SITES, rng_of};
+use super::{CLIENTS, CLONE, CLUSTER, KEYSPACES, OTHER, SHARDS, SITES, rng_of};
 
 /// 2023-11-14, so that times in a trace are told from durations.
 const EPOCH_MS: i64 = 1_700_000_000_000;
@@ -64,6 +65,8 @@ pub struct Tuning {
     /// How often a batch of deltas is tampered with.
     pub tamper_rate: f64,
     pub spoils: bool,
+    /// Whether writes of the other keyspace are forwarded to its keys' homes.
+    pub homed: bool,
     pub tombstone_horizon: Duration,
     /// Below so much free space writes are refused.
     pub free_bytes_min: u64,
@@ -460,6 +463,14 @@ async fn serve_clients(region: &server::Region) -> Result<(), String> {
     region.serve_clients(incoming, std::future::pending()).await.map_err(|error| error.to_string())
 }
 
+fn keyspace(of: &super::Keyspace, homed: bool) -> config::Keyspace {
+    let mut keyspace = config::Keyspace::new(of.id.0, of.name);
+    if homed && of.name == OTHER {
+        keyspace.policy = Policy::default();
+    }
+    keyspace
+}
+
 fn config(site: usize, tuning: &Tuning) -> Config {
     let peer = |other: &&str| config::Peer {
         jurisdiction: String::new(),
@@ -473,7 +484,7 @@ fn config(site: usize, tuning: &Tuning) -> Config {
         region: SITES[site].to_owned(),
         shards: SHARDS,
         peers: SITES.iter().filter(|other| **other != SITES[site]).map(peer).collect(),
-        keyspaces: KEYSPACES.iter().map(|k| config::Keyspace::new(k.id.0, k.name)).collect(),
+        keyspaces: KEYSPACES.iter().map(|k| keyspace(k, tuning.homed)).collect(),
         ..Config::default()
     };
     config.limits.log_budget_bytes = tuning.log_budget_bytes;
