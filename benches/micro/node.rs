@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use divan::Bencher;
 use divan::counter::ItemsCount;
 use isle_load::record::{Records, Shape};
-use isle_model::{Incarnation, Mutation, Region, TokenKey, Value};
+use isle_model::{Epoch, Incarnation, Mutation, Region, TokenKey, Value};
 use isle_node::peer::{Connector, Peer, PeerError};
 use isle_node::{
     Node, NodeConfig, Parts, PeerConfig, PreconditionAsked, RequestContext, SyncDriver, SystemClock, WriteRequest,
@@ -64,6 +64,7 @@ fn request(records: &mut Records, number: u64) -> WriteRequest {
         context: None,
         request_id: String::new(),
         home: None,
+        epoch: Epoch::default(),
         forward: true,
     }
 }

@@ -6,9 +6,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use isle_model::{KeyspaceId, Mutation, Region, Value};
+use isle_model::{Epoch, KeyspaceId, Mutation, Region, Value};
 use isle_node::peer::{ForwardError, ForwardRequest, PeerError, ReadReply, ReadRequest};
 use isle_node::{NodeError, PreconditionAsked, RemoteError, RequestContext, Versions, WriteReply, WriteRequest};
+use isle_proto::v1::forwarded_operation::Operation as Forwarding;
 use isle_proto::v1::{self, write_operation::Operation};
 use isle_proto::{convert, storage};
 use tokio::time::Instant;
@@ -35,8 +36,8 @@ pub fn forward_request(identity: &Identity, from: ForwardRequest) -> v1::Forward
     }
 }
 
-fn operation_of(from: WriteRequest) -> v1::WriteOperation {
-    let WriteRequest { key, mutation, precondition, context, request_id, home, .. } = from;
+fn operation_of(from: WriteRequest) -> v1::ForwardedOperation {
+    let WriteRequest { key, mutation, precondition, context, request_id, home, epoch, .. } = from;
     let context = context.unwrap_or_default();
     // The home that was asked for, but not to be forwarded again.
     let options = v1::WriteOptions { home: wire::name_of(home.as_ref()), ..v1::WriteOptions::default() };
@@ -74,8 +75,13 @@ fn operation_of(from: WriteRequest) -> v1::WriteOperation {
         Mutation::Delete => {
             Operation::Delete(v1::DeleteRequest { keyspace, key, if_version, context, request_id, write })
         }
+        Mutation::Move { to } => {
+            let operation = Forwarding::Move(v1::HomeMove { key, to: to.to_string(), epoch: epoch.0 });
+            return v1::ForwardedOperation { operation: Some(operation) };
+        }
     };
-    v1::WriteOperation { operation: Some(operation) }
+    let write = v1::WriteOperation { operation: Some(operation) };
+    v1::ForwardedOperation { operation: Some(Forwarding::Write(write)) }
 }
 
 /// A forwarded request, and what is wrong with single operations of it. Both in their order.
@@ -91,7 +97,7 @@ pub fn to_forward_request(identity: &Identity, from: v1::ForwardRequest) -> Resu
     let timeout = to_timeout(from.timeout)?;
     let (mut writes, mut faults) = (Vec::new(), Vec::new());
     for one in from.operations {
-        match operation::of_operation(one, "") {
+        match to_write(one) {
             Ok(write) => {
                 writes.push(write);
                 faults.push(None);
@@ -107,6 +113,23 @@ pub fn to_forward_request(identity: &Identity, from: v1::ForwardRequest) -> Resu
     let keyspace = KeyspaceId(from.keyspace);
     let request = ForwardRequest { asker, keyspace, writes, versions, caller, traceparent, timeout };
     Ok(Forwarded { request, context, faults })
+}
+
+fn to_write(from: v1::ForwardedOperation) -> Result<WriteRequest, Status> {
+    match from.operation.ok_or_else(|| bad_field("operation", "is missing"))? {
+        Forwarding::Write(write) => operation::of_operation(write, ""),
+        Forwarding::Move(v1::HomeMove { key, to, epoch }) => Ok(WriteRequest {
+            keyspace: String::new(),
+            key,
+            mutation: Mutation::Move { to: convert::to_region(&to).map_err(|error| bad_field("to", error))? },
+            precondition: PreconditionAsked::None,
+            context: None,
+            request_id: String::new(),
+            home: None,
+            epoch: Epoch(epoch),
+            forward: true,
+        }),
+    }
 }
 
 fn to_timeout(from: Option<prost_types::Duration>) -> Result<Duration, PeerError> {
@@ -237,7 +260,7 @@ pub fn check_size(request: &v1::ForwardRequest) -> Result<(), Status> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use isle_model::{Epoch, FieldName};
+    use isle_model::FieldName;
 
     fn identity() -> Identity {
         Identity { cluster: "c".to_owned(), region: Region::new("us") }
@@ -252,6 +275,7 @@ mod tests {
             context: Some("seen".into()),
             request_id: "r-1".to_owned(),
             home: Some(Region::new("eu")),
+            epoch: Epoch::default(),
             forward: true,
         }
     }
@@ -261,6 +285,13 @@ mod tests {
         let name = FieldName::new("f");
         let patch = Mutation::Patch { set: vec![(name.clone(), Value::i64(4))], remove: vec![FieldName::new("g")] };
         let increment = Mutation::Increment { field: name, amount: -3 };
+        let moved = WriteRequest {
+            request_id: String::new(),
+            context: None,
+            home: None,
+            epoch: Epoch(9),
+            ..write(Mutation::Move { to: Region::new("eu") }, PreconditionAsked::None)
+        };
         let writes = vec![
             write(Mutation::Put { value: Value::string("v") }, PreconditionAsked::None),
             write(Mutation::Put { value: Value::bytes("v") }, PreconditionAsked::Absent),
@@ -268,6 +299,7 @@ mod tests {
             write(patch, PreconditionAsked::Version("1".into())),
             WriteRequest { context: None, ..write(increment, PreconditionAsked::None) },
             write(Mutation::Delete, PreconditionAsked::None),
+            moved,
         ];
         let sent = ForwardRequest {
             asker: Region::new("us"),
@@ -288,6 +320,7 @@ mod tests {
             assert_eq!(came.mutation, sent.mutation);
             assert_eq!(came.precondition, sent.precondition);
             assert_eq!((&came.context, &came.request_id, &came.home), (&sent.context, &sent.request_id, &sent.home));
+            assert_eq!((&came.key, came.epoch), (&sent.key, sent.epoch));
         }
     }
 

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use isle_model::metadata::is_name;
-use isle_model::{FieldName, Mutation, Region};
+use isle_model::{Epoch, FieldName, Mutation, Region};
 use isle_node::{PreconditionAsked, WriteRequest};
 use isle_proto::v1;
 use isle_proto::v1::put_request::Precondition;
@@ -41,7 +41,17 @@ pub fn put(request: v1::PutRequest) -> Result<WriteRequest, Status> {
         Some(Precondition::IfVersion(version)) => PreconditionAsked::Version(version),
     };
     let mutation = Mutation::Put { value: wire::to_value(value, "value")? };
-    Ok(WriteRequest { keyspace, key, mutation, precondition, context: token(context), request_id, home, forward })
+    Ok(WriteRequest {
+        keyspace,
+        key,
+        mutation,
+        precondition,
+        context: token(context),
+        request_id,
+        home,
+        epoch: Epoch::default(),
+        forward,
+    })
 }
 
 pub fn patch(request: v1::PatchRequest) -> Result<WriteRequest, Status> {
@@ -54,7 +64,17 @@ pub fn patch(request: v1::PatchRequest) -> Result<WriteRequest, Status> {
     let set = set.collect::<Result<_, Status>>()?;
     let remove = remove.iter().map(|name| FieldName::new(name)).collect();
     let (mutation, precondition) = (Mutation::Patch { set, remove }, condition(if_version));
-    Ok(WriteRequest { keyspace, key, mutation, precondition, context: token(context), request_id, home, forward })
+    Ok(WriteRequest {
+        keyspace,
+        key,
+        mutation,
+        precondition,
+        context: token(context),
+        request_id,
+        home,
+        epoch: Epoch::default(),
+        forward,
+    })
 }
 
 pub fn increment(request: v1::IncrementRequest) -> Result<WriteRequest, Status> {
@@ -69,6 +89,7 @@ pub fn increment(request: v1::IncrementRequest) -> Result<WriteRequest, Status> 
         context: None,
         request_id,
         home,
+        epoch: Epoch::default(),
         forward,
     })
 }
@@ -77,7 +98,17 @@ pub fn delete(request: v1::DeleteRequest) -> Result<WriteRequest, Status> {
     let v1::DeleteRequest { keyspace, key, if_version, context, request_id, write } = request;
     let Options { home, forward } = options(write)?;
     let (mutation, precondition) = (Mutation::Delete, condition(if_version));
-    Ok(WriteRequest { keyspace, key, mutation, precondition, context: token(context), request_id, home, forward })
+    Ok(WriteRequest {
+        keyspace,
+        key,
+        mutation,
+        precondition,
+        context: token(context),
+        request_id,
+        home,
+        epoch: Epoch::default(),
+        forward,
+    })
 }
 
 fn condition(if_version: Bytes) -> PreconditionAsked {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::limits::{KEYSPACES_MAX, NAME_BYTES_MAX};
-use crate::policy::{Fault, Members, Policy};
+use crate::policy::{Fault, HomeRule, Members, Policy};
 use crate::{KeyspaceId, Region};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +33,9 @@ pub struct Keyspace {
     pub revision: u64,
     /// The index of the command that made it.
     pub created: u64,
+    /// The index of the command that moved homes last; 0 before any.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub epoch: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +53,13 @@ pub enum Command {
         id: KeyspaceId,
         expected: u64,
         policy: Policy,
+    },
+    /// Homes of the keyspace move. `prefix` is the home map's where it has one: keys that begin so, and are not there yet, go
+    /// there too; `None` where only keys that are there move.
+    Move {
+        id: KeyspaceId,
+        to: Region,
+        prefix: Option<String>,
     },
     /// `expected` of `None` deletes whatever revision there is.
     Delete {
@@ -133,6 +143,28 @@ impl Metadata {
                 (keyspace.policy, keyspace.revision) = (policy, index);
                 Some(keyspace.clone())
             }
+            Command::Move { id, to, prefix } => {
+                let keyspace = self.keyspaces.get_mut(&id).ok_or(Refused::Unknown { id })?;
+                let mut policy = keyspace.policy.clone();
+                let mut faults = Vec::new();
+                match (&mut policy.home, prefix) {
+                    (None, _) => faults.push(fault("home", format!("a {} keyspace has no homes", policy.scope))),
+                    (Some(HomeRule::Prefixes(prefixes)), Some(prefix)) => _ = prefixes.insert(prefix, to.clone()),
+                    (Some(_), Some(_)) => {
+                        faults.push(fault("home", "only prefixes(…) has prefixes to move".to_owned()))
+                    }
+                    (Some(_), None) => {}
+                }
+                if !self.members.contains_key(&to) {
+                    faults.push(fault("to", format!("{to} is no region of the cluster")));
+                } else if !policy.admits(&to, &self.members) {
+                    faults.push(fault("to", format!("{to} may not hold the data: residency={}", policy.residency)));
+                }
+                faults.extend(policy.faults(&self.members));
+                refuse(faults)?;
+                (keyspace.policy, keyspace.epoch) = (policy, index);
+                Some(keyspace.clone())
+            }
             Command::Delete { id, expected } => {
                 let keyspace = self.keyspaces.get(&id).ok_or(Refused::Unknown { id })?;
                 if expected.is_some_and(|expected| expected != keyspace.revision) {
@@ -147,7 +179,7 @@ impl Metadata {
 
     fn insert(&mut self, id: KeyspaceId, name: String, policy: Policy, index: u64) {
         self.id_max = self.id_max.max(id.0);
-        self.keyspaces.insert(id, Keyspace { id, name, policy, revision: index, created: index });
+        self.keyspaces.insert(id, Keyspace { id, name, policy, revision: index, created: index, epoch: 0 });
     }
 
     /// The regions that hold a copy of a keyspace's data, in the order of their names; none of one that is not there.
@@ -166,9 +198,17 @@ pub fn is_name(name: &str) -> bool {
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
 }
 
+fn fault(field: &'static str, rule: String) -> Fault {
+    Fault { field: field.into(), rule }
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
 fn name_fault(name: &str) -> Option<Fault> {
     let rule = format!("{name:?} is not 1 to {NAME_BYTES_MAX} letters, digits, dots, dashes and underscores");
-    (!is_name(name)).then(|| Fault { field: "name".into(), rule })
+    (!is_name(name)).then(|| fault("name", rule))
 }
 
 #[cfg(test)]
@@ -232,6 +272,31 @@ mod tests {
         let Err(Refused::Faulty { faults }) = metadata.apply(4, command) else { panic!("it was taken") };
         assert_eq!(faults.len(), 2, "{faults:?}");
         assert_eq!(metadata, founded());
+    }
+
+    #[test]
+    fn homes_move_under_a_new_epoch_and_only_to_holders() {
+        let mut metadata = founded();
+        let home = Some("prefixes(e/=eu,*=us)".parse().unwrap());
+        let policy = Policy { home, residency: "eu,region:us".parse().unwrap(), ..Policy::default() };
+        let id = metadata.apply(4, Command::Create { name: "carts".to_owned(), policy }).unwrap().unwrap().id;
+        let to = |region: &str, prefix: Option<&str>| Command::Move {
+            id,
+            to: Region::new(region),
+            prefix: prefix.map(str::to_owned),
+        };
+        let before = metadata.keyspaces[&id].clone();
+        let moved = metadata.apply(5, to("us", Some("e/"))).unwrap().unwrap();
+        assert_eq!((moved.epoch, moved.policy.home_of(b"e/1", &metadata.members)), (5, Some(Region::new("us"))));
+        assert_ne!(moved.fingerprint(), before.fingerprint(), "new keys have another home");
+        // Of single keys the metadata knows nothing but that some move.
+        let moved = metadata.apply(6, to("eu", None)).unwrap().unwrap();
+        assert_eq!((moved.epoch, moved.policy.home_of(b"e/1", &metadata.members)), (6, Some(Region::new("us"))));
+        assert!(matches!(metadata.apply(7, to("mars", None)), Err(Refused::Faulty { .. })));
+        let creator = metadata.apply(8, create("other")).unwrap().unwrap().id;
+        let command = Command::Move { id: creator, to: Region::new("eu"), prefix: Some("e/".to_owned()) };
+        assert!(matches!(metadata.apply(9, command), Err(Refused::Faulty { .. })), "it has no home map");
+        assert_eq!(metadata.keyspaces[&id].epoch, 6);
     }
 
     #[test]

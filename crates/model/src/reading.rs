@@ -1,6 +1,6 @@
 //! Choosing what a reader sees. `version` shows the highest sibling, `siblings` shows all; stored state is the same.
 
-use crate::{Dot, Field, FieldKey, FieldName, Kind, Lineage, Record, Region, Register, Sibling};
+use crate::{Dot, Epoch, Field, FieldKey, FieldName, Kind, Lineage, Record, Region, Register, Sibling};
 
 /// A record as a reader sees it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -12,11 +12,15 @@ pub struct Reading {
     /// Whether some field holds more than one sibling.
     pub conflict: bool,
     pub home: Option<Region>,
+    /// The epoch in which that became its home.
+    pub home_epoch: Epoch,
 }
 
 impl Reading {
     pub fn of(record: &Record, lineage: Lineage<'_>) -> Reading {
-        let mut out = Reading { home: record.home(lineage), ..Reading::default() };
+        let (home, home_epoch) = record.home_and_epoch(lineage).unzip();
+        let home_epoch = home_epoch.unwrap_or_default();
+        let mut out = Reading { home, home_epoch, ..Reading::default() };
         for (key, field) in record.live_fields() {
             match field {
                 Field::Register(register) => {

@@ -9,7 +9,7 @@ use std::sync::{Arc, LazyLock};
 
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::{Counter, Dot, KeyspaceId, Lineage, Region, Register, Vector, planted};
+use crate::{Counter, Dot, Epoch, KeyspaceId, Lineage, Region, Register, Vector, planted};
 
 /// A field's name; the unnamed field's is empty.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -198,9 +198,14 @@ impl Record {
 
     /// The region that serialises this record's writes; `None` before creation and after a delete.
     pub fn home(&self, lineage: Lineage<'_>) -> Option<Region> {
+        self.home_and_epoch(lineage).map(|(home, _)| home)
+    }
+
+    /// The home, and the epoch in which it became that.
+    pub fn home_and_epoch(&self, lineage: Lineage<'_>) -> Option<(Region, Epoch)> {
         // Deletes of different fields, made concurrently, leave a home without a record.
         let shown = self.register(&FieldKey::home()).filter(|_| self.is_live())?.highest(lineage)?;
-        std::str::from_utf8(&shown.value.bytes).ok().map(Region::new)
+        Some((Region::new(std::str::from_utf8(&shown.value.bytes).ok()?), shown.epoch))
     }
 
     pub fn merge(&mut self, other: &Record, lineage: Lineage<'_>) {

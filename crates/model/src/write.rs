@@ -28,6 +28,10 @@ pub enum Mutation {
     },
     /// Empties every field seen.
     Delete,
+    /// Names another home, and touches nothing else. Nothing where nothing is live.
+    Move {
+        to: Region,
+    },
 }
 
 /// What must hold of the newest state, or nothing is written.
@@ -98,7 +102,7 @@ impl Mutation {
     pub fn check(&self) -> Result<(), WriteError> {
         match self {
             Mutation::Put { value } => check_value(value),
-            Mutation::Delete => Ok(()),
+            Mutation::Delete | Mutation::Move { .. } => Ok(()),
             Mutation::Increment { field, .. } => check_name(field),
             Mutation::Patch { set, remove } => {
                 if set.is_empty() && remove.is_empty() {
@@ -157,6 +161,12 @@ pub fn plan(
                 planner.empty(&FieldKey { kind: Kind::Counter, name: name.clone() });
             }
             planner.settle_home(planner.leaves_something_live());
+        }
+        Mutation::Move { to } => {
+            let here = current.home(writer.lineage);
+            if current.is_live() && here.as_ref() != Some(to) {
+                planner.write(FieldKey::home(), Value::string(to.as_str()));
+            }
         }
         Mutation::Increment { field, amount } => {
             let field = FieldKey { kind: Kind::Counter, name: field.clone() };

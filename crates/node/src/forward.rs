@@ -4,7 +4,7 @@
 //! client ─▶ node: not the home ─ gate ─▶ the home's node ─▶ its shard loop ─▶ durable ─▶ the reply, as it is
 //! ```
 //! The law it keeps: one hop. Who is asked by another region serves or refuses, and never asks a third; who forwards follows a
-//! refusal to the home that it names, a few times at most. What was never sent is HOME_UNREACHABLE and may be tried again; what
+//! refusal to the home that it names for as long as its caller waits. What was never sent is HOME_UNREACHABLE and may be tried again; what
 //! was sent and not answered is OUTCOME_UNKNOWN.
 
 use std::sync::Arc;
@@ -25,8 +25,11 @@ use crate::{GetReply, Node, NodeError, RequestContext, Versions, WriteReply};
 
 /// The home answers within the caller's deadline less this: else the caller hears nothing of what became of it.
 const MARGIN: Duration = Duration::from_millis(10);
-/// How often a refusal is followed to the home that it names. Homes move rarely; more than one step is a race lost.
-const REDIRECTS_MAX: usize = 3;
+/// So many times a refusal is followed to the home that it names without a pause. Then the home is moving, and its new one has
+/// not heard of it yet: each pause is twice the one before, up to this.
+const ROUNDS_AT_ONCE: u32 = 2;
+const PAUSE_MIN: Duration = Duration::from_millis(1);
+const PAUSE_MAX: Duration = Duration::from_millis(50);
 /// What a refusal by a region that is not the home says on the wire.
 const NOT_HOME: &str = "NOT_HOME";
 
@@ -36,6 +39,8 @@ pub(crate) struct Wait {
     pub(crate) stream: StreamKey,
     pub(crate) dot: Dot,
     pub(crate) holders: u32,
+    /// One that has to be among them.
+    pub(crate) region: Option<Region>,
 }
 
 impl Node {
@@ -98,6 +103,11 @@ impl Node {
         Some(left).filter(|left| !left.is_zero())
     }
 
+    /// Until when a request is followed up.
+    pub(crate) fn deadline(&self, ctx: &RequestContext) -> Instant {
+        ctx.deadline.unwrap_or_else(|| Instant::now() + self.shared.config.forward_timeout)
+    }
+
     /// Carries out what another region has forwarded.
     pub async fn serve_forward(
         &self,
@@ -143,7 +153,8 @@ impl Node {
         key: &Bytes,
     ) -> Result<GetReply, NodeError> {
         let mut home = self.presumed_home(keyspace, key)?;
-        for _ in 0..REDIRECTS_MAX {
+        let mut patience = Patience::until(self.deadline(ctx));
+        loop {
             let Some(at) = home else { return self.get_wherever_it_is(ctx, keyspace, key).await };
             if at == *self.shared.me() || planted::is(planted::Bug::StrongFromHere) {
                 return self.own_reply(keyspace, key);
@@ -153,11 +164,10 @@ impl Node {
                 return self.reply_from(at, keyspace, key, reply);
             }
             home = reply.home;
+            if !patience.another_round().await {
+                return Err(NodeError::HomeUnreachable { home: at, reason: "it is moving; try again".to_owned() });
+            }
         }
-        Err(NodeError::HomeUnreachable {
-            home: self.shared.me().clone(),
-            reason: "the key's home moves; try again".to_owned(),
-        })
     }
 
     /// Where the key lives as far as this region knows; `None` where that may be anywhere, or nowhere.
@@ -229,7 +239,7 @@ impl Node {
 
     /// Waits until each write is confirmed by as many holders as it has to be. Returns those that were not in time.
     pub(crate) async fn await_holders(&self, ctx: &RequestContext, mut waits: Vec<Wait>) -> Vec<Wait> {
-        let deadline = ctx.deadline.unwrap_or_else(|| Instant::now() + self.shared.config.forward_timeout);
+        let deadline = self.deadline(ctx);
         let mut stirred = self.shared.confirmations.subscribe();
         loop {
             stirred.mark_unchanged();
@@ -250,7 +260,9 @@ impl Node {
             cursors.and_then(|cursors| cursors.get(&wait.stream)).is_some_and(|v| v.covers(wait.dot, lineage))
         };
         let holders = self.shared.peers.iter().filter(|(region, _)| known.is_for(region, wait.stream.0));
-        holders.filter(|(_, slot)| has(slot)).count() >= wait.holders as usize
+        let confirmed: Vec<&Region> = holders.filter(|(_, slot)| has(slot)).map(|(region, _)| region).collect();
+        confirmed.len() >= wait.holders as usize
+            && wait.region.as_ref().is_none_or(|region| confirmed.contains(&region))
     }
 
     /// Where a write of a forwarded keyspace goes, by what is published here. The home's shard loop has the last word.
@@ -266,6 +278,29 @@ impl Node {
         let lineage = tree.shard(self.shared.shard_of(id, key));
         let (members, named, me) = (&known.metadata.members, asked.request.home.as_ref(), self.shared.me());
         Ok(home_of(keyspace, members, key, &record, lineage, named, me))
+    }
+}
+
+/// How long a request follows a home that moves.
+pub(crate) struct Patience {
+    deadline: Instant,
+    rounds: u32,
+    pause: Duration,
+}
+
+impl Patience {
+    pub(crate) fn until(deadline: Instant) -> Patience {
+        Patience { deadline, rounds: 0, pause: PAUSE_MIN }
+    }
+
+    /// Pauses where that helps; says whether there is time left.
+    pub(crate) async fn another_round(&mut self) -> bool {
+        self.rounds += 1;
+        if self.rounds > ROUNDS_AT_ONCE {
+            tokio::time::sleep_until((Instant::now() + self.pause).min(self.deadline)).await;
+            self.pause = (self.pause * 2).min(PAUSE_MAX);
+        }
+        Instant::now() < self.deadline
     }
 }
 

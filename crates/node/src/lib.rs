@@ -24,6 +24,7 @@ mod error;
 mod forward;
 mod homes;
 mod maintenance;
+mod moves;
 mod node;
 pub mod peer;
 mod replication;
@@ -39,6 +40,7 @@ pub use config::{ConfigFaults, KeyspaceConfig, NodeConfig, PeerConfig};
 pub use context::RequestContext;
 pub use counters::{Counter, Counters, PeerCounters};
 pub use error::{NodeError, RemoteError};
+pub use moves::{MoveError, MoveReply, MoveRequest, Moved};
 pub use node::{
     Consistency, GetReply, GetRequest, Node, Parts, PreconditionAsked, ScanReply, ScanRequest, ScanRow, StartError,
     SyncDriver, Versions, WriteReply, WriteRequest,

@@ -29,7 +29,7 @@ use crate::catalog::Known;
 use crate::clock::Clock;
 use crate::config::ConfigFaults;
 use crate::counters::Counters;
-use crate::forward::{Wait, home_named};
+use crate::forward::{Patience, Wait, home_named};
 use crate::homes;
 use crate::peer::{
     Connector, FetchReply, FetchRequest, Hello, PeerError, StateReply, StateRequest, ToReceiver, ToSender,
@@ -46,8 +46,6 @@ use crate::shared::{PeerSlot, Shared};
 use crate::status::{NodeStatus, status};
 use crate::{NodeConfig, NodeError, RequestContext, maintenance};
 
-/// How often writes are sent on to a home that a refusal named. Homes move rarely; more than two rounds are a race lost.
-const ROUNDS_MAX: usize = 4;
 /// Messages waiting for a subscriber. A batch is at most about 256 KiB, but for single large deltas.
 const OUTGOING_MAX: usize = 8;
 
@@ -105,6 +103,8 @@ pub struct WriteRequest {
     pub request_id: String,
     /// For a key that is created by this write: its home, where the keyspace leaves that to its creator.
     pub home: Option<Region>,
+    /// That of the metadata entry which made it, for a move; 0 for everything else.
+    pub epoch: Epoch,
     /// Whether it is sent to the key's home where that is another region; else it is refused there.
     pub forward: bool,
 }
@@ -388,9 +388,14 @@ impl Node {
         };
         let shard = self.shared.shard_of(keyspace, &request.key);
         let has_homes = policy.home.is_some();
-        let subject = Subject { keyspace, shard, key: request.key.clone(), incremented, holders, has_homes };
-        let WriteRequest { key, mutation, home, .. } = request;
-        Ok((subject, WriteAsk { keyspace, key, mutation, precondition, context, home, deadline: ctx.deadline }))
+        let moved_to = match &request.mutation {
+            Mutation::Move { to } => Some(self.connected(to)?),
+            _ => None,
+        };
+        let subject = Subject { keyspace, shard, key: request.key.clone(), incremented, holders, moved_to, has_homes };
+        let WriteRequest { key, mutation, home, epoch, .. } = request;
+        let deadline = ctx.deadline;
+        Ok((subject, WriteAsk { keyspace, key, mutation, precondition, context, home, epoch, deadline }))
     }
 
     /// Puts writes of one shard into its queue: as many, from the first on, as there is room for.
@@ -417,10 +422,12 @@ impl Node {
             return Err(refusal(error, version()));
         }
         let shown = versions == Versions::Shown;
+        let home = || record.home_and_epoch(tree.shard(subject.shard));
+        let (home, home_epoch) = if shown && subject.has_homes { home() } else { None }.unzip();
         Ok(WriteReply {
             version: if shown { version() } else { Bytes::new() },
-            home: if shown && subject.has_homes { record.home(tree.shard(subject.shard)) } else { None },
-            home_epoch: Epoch::default(),
+            home,
+            home_epoch: home_epoch.unwrap_or_default(),
             served_by: self.shared.me().clone(),
             replayed: false,
             found,
@@ -438,14 +445,17 @@ impl Node {
         let mut replies: Replies = requests.iter().map(|_| None).collect();
         let asked = requests.into_iter().enumerate();
         let mut asked: Vec<Asked> = asked.map(|(place, request)| Asked { place, request, told: None }).collect();
-        for _ in 0..ROUNDS_MAX {
+        let mut patience = Patience::until(self.deadline(ctx));
+        loop {
             asked = self.write_round(ctx, asked, versions, &mut replies).await;
-            if asked.is_empty() {
+            if asked.is_empty() || !patience.another_round().await {
                 break;
             }
         }
-        for Asked { place, told, .. } in asked {
-            replies[place] = told.map(|home| Err(self.shared.not_home(home)));
+        for Asked { place, told, request } in asked {
+            let known = self.shared.catalog.known();
+            let epoch = known.named(&request.keyspace).map_or(0, |keyspace| keyspace.epoch);
+            replies[place] = told.map(|home| Err(self.shared.not_home(home, Epoch(epoch))));
         }
         replies.into_iter().map(|reply| reply.expect("every request was answered, or told of a home")).collect()
     }
@@ -516,7 +526,7 @@ impl Node {
             return Ok(Whither::Here { may_move: true });
         }
         if ctx.hops > 0 || !asked.request.forward {
-            return Err(self.shared.not_home(home));
+            return Err(self.shared.not_home(home, Epoch(keyspace.epoch)));
         }
         Ok(Whither::There { home, keyspace: keyspace.id })
     }
@@ -555,6 +565,17 @@ impl Node {
         replies
     }
 
+    /// A key moves only to a region that can hear of it.
+    fn connected(&self, to: &Region) -> Result<Region, NodeError> {
+        let is_up = self.shared.peers.get(to).is_some_and(|slot| slot.link.lock().outbound);
+        let reason = || "it is not connected, and could not take over".to_owned();
+        if is_up || to == self.shared.me() {
+            Ok(to.clone())
+        } else {
+            Err(NodeError::HomeUnreachable { home: to.clone(), reason: reason() })
+        }
+    }
+
     /// How many other holders have to confirm a write of the keyspace. An error where too few are connected.
     fn holders_waited_for(&self, known: &Known, keyspace: &Keyspace) -> Result<u32, NodeError> {
         let Replication::Sync(needed) = keyspace.policy.replication else { return Ok(0) };
@@ -586,13 +607,13 @@ impl Node {
         let mut reading = Reading::of(record, tree.shard(self.shared.shard_of(keyspace, key)));
         let known = self.shared.catalog.known();
         if known.keyspace(keyspace).is_none_or(|keyspace| keyspace.policy.home.is_none()) {
-            reading.home = None;
+            (reading.home, reading.home_epoch) = (None, Epoch::default());
         }
         GetReply {
             version: self.version(record, &tree, keyspace, key),
             served_by,
             home: reading.home.clone(),
-            home_epoch: Epoch::default(),
+            home_epoch: reading.home_epoch,
             staleness,
             reading: reading.found().then_some(reading),
         }
@@ -665,7 +686,7 @@ impl Node {
     }
 
     /// A keyspace whose data this region may hold.
-    fn keyspace<'a>(&self, known: &'a Known, name: &str) -> Result<&'a Keyspace, NodeError> {
+    pub(crate) fn keyspace<'a>(&self, known: &'a Known, name: &str) -> Result<&'a Keyspace, NodeError> {
         let keyspace = known.named(name).ok_or_else(|| known.unknown(name))?;
         if !known.holds(self.shared.me(), keyspace.id) {
             let holders = known.metadata.holders(keyspace.id).cloned().collect();
@@ -790,14 +811,17 @@ struct Subject {
     incremented: Option<FieldKey>,
     /// How many other holders have to confirm it.
     holders: u32,
+    /// The new home, which has to.
+    moved_to: Option<Region>,
     has_homes: bool,
 }
 
 impl Subject {
     /// What has to be waited for before the write is acknowledged; nothing where nothing was written.
     fn wait(&self, place: usize, written: &Written) -> Option<Wait> {
-        let dot = written.dot.filter(|_| self.holders > 0)?;
-        Some(Wait { place, stream: (self.keyspace, self.shard), dot, holders: self.holders })
+        let dot = written.dot.filter(|_| self.holders > 0 || self.moved_to.is_some())?;
+        let (stream, region) = ((self.keyspace, self.shard), self.moved_to.clone());
+        Some(Wait { place, stream, dot, holders: self.holders, region })
     }
 }
 
@@ -912,7 +936,7 @@ fn check_values(mutation: &Mutation, most: u32) -> Result<(), NodeError> {
     let is_over = match mutation {
         Mutation::Put { value } => too_long(value),
         Mutation::Patch { set, .. } => set.iter().any(|(_, value)| too_long(value)),
-        Mutation::Increment { .. } | Mutation::Delete => false,
+        Mutation::Increment { .. } | Mutation::Delete | Mutation::Move { .. } => false,
     };
     let reason = || format!("is longer than the {most} bytes that the keyspace allows");
     if is_over { Err(NodeError::BadField { field: "value", reason: reason() }) } else { Ok(()) }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use isle_model::{Admission, Delta, Hlc, KeyspaceId, Lineage, Record, Region, Vector, planted, write};
+use isle_model::{Admission, Delta, Epoch, Hlc, KeyspaceId, Lineage, Mutation, Record, Region, Vector, planted, write};
 use isle_store::{AppendError, Batch, Begun, CommitError, LogPosition, ReadError, Received, ShardWriter, StateChunk};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::time::Instant;
@@ -254,7 +254,8 @@ fn plan_write(
     let lineage = tree.shard(shared.shard_of(ask.keyspace, &ask.key));
     // Asked of the newest state: what was decided when the write came may have been overtaken.
     let home = home_of_write(shared, known, ask, &current, lineage)?;
-    let stamp = batch.stamp(shared.tick(), isle_model::Epoch::default());
+    let known_here = known.keyspace(ask.keyspace).map_or(0, |keyspace| keyspace.epoch);
+    let stamp = batch.stamp(shared.tick(), ask.epoch.max(Epoch(known_here)));
     let writer = write::Writer { region: shared.me(), home: &home, keyspace: ask.keyspace, stamp, lineage };
     let found = current.is_live();
     let planned = write::plan(&ask.key, &ask.mutation, &ask.precondition, ask.context.as_ref(), &current, writer);
@@ -266,6 +267,8 @@ fn plan_write(
         Ok(None) => (current, None, None),
         Err(refused) => (current, Some(refused), None),
     };
+    // Of a move it says whether the home was another one.
+    let found = if matches!(ask.mutation, Mutation::Move { .. }) { dot.is_some() } else { found };
     Ok(Written { record, tree, refused, found, dot })
 }
 
@@ -283,7 +286,11 @@ fn home_of_write(
         return Ok(home_of_new(keyspace, members, &ask.key, ask.home.as_ref(), me));
     }
     let home = home_of(keyspace, members, &ask.key, current, lineage, ask.home.as_ref(), me);
-    if home == *me || planted::is(planted::Bug::TakeForeignHome) { Ok(home) } else { Err(shared.not_home(home)) }
+    if home == *me || planted::is(planted::Bug::TakeForeignHome) {
+        Ok(home)
+    } else {
+        Err(shared.not_home(home, Epoch(keyspace.epoch)))
+    }
 }
 
 fn absorb(

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use isle_model::{
-    Context, Dot, IncarnationTree, KeyspaceId, Mutation, Precondition, Record, Region, ShardId, Vector, WriteError,
+    Context, Dot, Epoch, IncarnationTree, KeyspaceId, Mutation, Precondition, Record, Region, ShardId, Vector,
+    WriteError,
 };
 use isle_store::{Received, StateChunk};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
@@ -69,6 +70,8 @@ pub(crate) struct WriteAsk {
     pub(crate) context: Option<Context>,
     /// What a key that this creates is to have as its home.
     pub(crate) home: Option<Region>,
+    /// Of a move.
+    pub(crate) epoch: Epoch,
     pub(crate) deadline: Option<Instant>,
 }
 
@@ -190,7 +193,7 @@ impl WriteAsk {
     fn bytes(&self) -> usize {
         let mutation = match &self.mutation {
             Mutation::Put { value } => value.bytes.len(),
-            Mutation::Delete => 0,
+            Mutation::Delete | Mutation::Move { .. } => 0,
             Mutation::Increment { field, .. } => 8 + field.as_str().len(),
             Mutation::Patch { set, remove } => {
                 let set = set.iter().map(|(name, value)| 32 + name.as_str().len() + value.bytes.len());

@@ -246,10 +246,10 @@ impl Shared {
         Some(self.clock_ahead_ms.load(Ordering::Relaxed)).filter(|by_ms| *by_ms > 0)
     }
 
-    pub(crate) fn not_home(&self, home: Region) -> NodeError {
+    pub(crate) fn not_home(&self, home: Region, epoch: Epoch) -> NodeError {
         let config = self.config.peers.iter().find(|peer| peer.region == home);
         let endpoint = config.map(|peer| peer.client_endpoint.clone()).unwrap_or_default();
-        NodeError::NotHome { home, endpoint, epoch: Epoch::default() }
+        NodeError::NotHome { home, endpoint, epoch }
     }
 
     /// Whether clients are served.

@@ -10,8 +10,8 @@ use cluster::{Cluster, put_of, until, write_request};
 use isle_model::policy::{HomeRule, Policy, ReadDefault, Replication, Residency, Scope};
 use isle_model::{FieldName, KeyspaceId, Mutation, Region};
 use isle_node::{
-    Consistency, GetReply, GetRequest, KeyspaceConfig, LinkState, NodeConfig, NodeError, PreconditionAsked,
-    RequestContext, ScanRequest, Versions, WriteReply, WriteRequest,
+    Consistency, GetReply, GetRequest, KeyspaceConfig, LinkState, MoveError, MoveRequest, Moved, NodeConfig, NodeError,
+    PreconditionAsked, RequestContext, ScanRequest, Versions, WriteReply, WriteRequest,
 };
 use isle_store::StoreConfig;
 
@@ -325,5 +325,82 @@ async fn a_condition_is_checked_where_the_key_lives() {
     assert_eq!(second.served_by.as_str(), "eu");
     cluster.node("us").write(&RequestContext::default(), exact(first.version)).await.unwrap_err();
     cluster.node("ap").write(&RequestContext::default(), exact(second.version)).await.unwrap();
+    cluster.shutdown().await;
+}
+
+/// Writers in every region go on while the key's home goes round; each waits for its answer, and knows how many it was given.
+#[tokio::test(start_paused = true)]
+async fn a_home_moves_under_its_writers_and_none_is_lost_or_counted_twice() {
+    let cluster = linked().await;
+    let add = Mutation::Increment { field: FieldName::new("n"), amount: 1 };
+    let increment = WriteRequest { keyspace: HOMED.to_owned(), ..write_request("k", add) };
+    cluster.node("eu").write(&RequestContext::default(), increment.clone()).await.unwrap();
+    has(&cluster, "us", HOMED, "k").await;
+    has(&cluster, "ap", HOMED, "k").await;
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let writers: Vec<_> = ["ap", "eu", "us"]
+        .map(|region| {
+            let (node, stop, increment) = (cluster.node(region).clone(), stop.clone(), increment.clone());
+            tokio::spawn(async move {
+                let (mut counted, mut longest) = (0, Duration::ZERO);
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    let began = tokio::time::Instant::now();
+                    node.write(&RequestContext::default(), increment.clone()).await.unwrap();
+                    longest = longest.max(began.elapsed());
+                    counted += 1;
+                }
+                (counted, longest)
+            })
+        })
+        .into();
+    let mut epoch = 0;
+    for to in ["us", "ap", "eu", "ap", "us", "us"].repeat(3) {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let what = Moved::Key("k".into());
+        let asked = MoveRequest { keyspace: HOMED.to_owned(), what, to: Region::new(to) };
+        // From wherever: the move itself is forwarded to the home there is.
+        let reply = cluster.node("eu").move_homes(&RequestContext::default(), asked).await.unwrap();
+        assert!(reply.epoch.0 > epoch, "each move has an epoch of its own");
+        epoch = reply.epoch.0;
+        let written = cluster.node("ap").write(&RequestContext::default(), increment.clone()).await.unwrap();
+        assert_eq!((written.served_by.as_str(), written.home_epoch.0 > 0), (to, true));
+    }
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    let mut counted = 1 + 18;
+    for writer in writers {
+        let (some, longest) = writer.await.unwrap();
+        assert!(longest < Duration::from_secs(1), "a write waited for {longest:?}");
+        counted += some;
+    }
+    let last = read(&cluster, "ap", HOMED, "k", Consistency::Strong).await.unwrap();
+    assert_eq!(last.reading.unwrap().counters, [(FieldName::new("n"), counted)]);
+    cluster.converge(1).await;
+    cluster.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_moves_only_to_where_it_may_and_can() {
+    let cluster = linked().await;
+    put(&cluster, "eu", HOMED, "k", "1").await.unwrap();
+    let moved = |keyspace: &str, to: &str| {
+        let what = Moved::Key("k".into());
+        let asked = MoveRequest { keyspace: keyspace.to_owned(), what, to: Region::new(to) };
+        let node = cluster.node("eu").clone();
+        async move { node.move_homes(&RequestContext::default(), asked).await }
+    };
+    for (keyspace, to) in [(HOMED, "mars"), (EUROPEAN, "ap"), (OWN, "us")] {
+        let error = moved(keyspace, to).await.unwrap_err();
+        assert!(matches!(error, MoveError::Change(_)), "{keyspace} to {to}: {error}");
+    }
+    assert_eq!(moved(PLACED, "us").await.unwrap().moved, 0, "there is no such key");
+    cluster.cut("eu", "us");
+    until("the cut is noticed", || {
+        let status = cluster.node("eu").status();
+        status.peers.iter().any(|peer| peer.region.as_str() == "us" && peer.state == LinkState::Down)
+    })
+    .await;
+    let error = moved(HOMED, "us").await.unwrap_err();
+    assert!(matches!(error, MoveError::Stopped { moved: 0, .. }), "{error}");
+    assert_eq!(put(&cluster, "eu", HOMED, "k", "2").await.unwrap().served_by.as_str(), "eu", "it is where it was");
     cluster.shutdown().await;
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper_util::rt::TokioIo;
 use isle::connection::Dial;
-use isle_model::{Dot, FieldName, Incarnation, Mutation, Value};
+use isle_model::{Dot, Epoch, FieldName, Incarnation, Mutation, Value};
 use isle_node::{Consistency, GetRequest, Node, NodeError, PreconditionAsked, RequestContext, WriteRequest};
 use isle_proto::v1::kv_client::KvClient;
 use isle_proto::v1::value::Kind;
@@ -256,6 +256,7 @@ fn request(ask: &Ask) -> WriteRequest {
         context,
         request_id: String::new(),
         home: None,
+        epoch: Epoch::default(),
         forward: true,
     }
 }

@@ -624,6 +624,7 @@ impl World {
         let touched = |field: &FieldKey| write.fields.get(field).is_some();
         let spoken_of = |field: &FieldKey| match mutation {
             Mutation::Put { .. } | Mutation::Delete => true,
+            Mutation::Move { .. } => false,
             Mutation::Increment { field: name, .. } => field.kind == Kind::Counter && field.name == *name,
             Mutation::Patch { set, remove } => {
                 remove.contains(&field.name)

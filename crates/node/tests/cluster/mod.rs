@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use isle_model::{FieldName, Incarnation, KeyspaceId, Mutation, Region, ShardId, TokenKey, Value};
+use isle_model::{Epoch, FieldName, Incarnation, KeyspaceId, Mutation, Region, ShardId, TokenKey, Value};
 use isle_node::peer::{
     Connector, FetchReply, FetchRequest, ForwardError, ForwardRequest, Hello, Peer, PeerError, ReadReply, ReadRequest,
     StateReply, StateRequest, ToReceiver, ToSender, Unpacker,
@@ -339,6 +339,7 @@ pub fn write_request(key: &str, mutation: Mutation) -> WriteRequest {
         context: None,
         request_id: String::new(),
         home: None,
+        epoch: Epoch::default(),
         forward: true,
     }
 }
