@@ -272,7 +272,7 @@ mod tests {
         let end = batch.commit().unwrap().end;
         assert!(store.sync().unwrap() >= end);
         while store.maintain().unwrap() {}
-        store.memory.view.damage(&ViewKey::record(KEYSPACE, shard, &second));
+        store.memory.view.load().damage(&ViewKey::record(KEYSPACE, shard, &second));
 
         let before = store.get(KEYSPACE, &first).unwrap();
         let nothing = StateChunk {

@@ -367,7 +367,7 @@ fn owner_of(mark: Option<&ViewMark>, loaded: &[Loaded]) -> Option<(Region, u32)>
 
 /// Reads every item of a view; returns how many there are.
 fn read_view(root: &Path, mark: &ViewMark) -> Result<u64, ViewError> {
-    let view = View::open(&ViewPlace::Directory(root.to_owned()), mark.generation, CACHE_BYTES)?;
+    let view = Arc::new(View::open(&ViewPlace::Directory(root.to_owned()), mark.generation, CACHE_BYTES)?);
     view.check_sealed(mark.seal)?;
     let (mut items, mut after) = (0, None);
     loop {

@@ -9,6 +9,7 @@
 //! open       from what is on the disk to a store that serves
 //! entry      what the log holds          meta       what a node knows beside its records
 //! codec      model ⇄ stored bytes        disk       the one seam for every file operation
+//! rebuild    a view anew, beside the one that serves
 //! doctor     looks a stopped directory over, and repairs it
 //! ```
 //! The law it keeps: acked means durable. Nothing is visible, shipped or acknowledged before the log has it on the disk.
@@ -22,6 +23,7 @@ pub mod doctor;
 mod entry;
 pub mod group_commit;
 mod key_filter;
+mod known_keys;
 pub mod log;
 mod maintain;
 mod memory;
@@ -30,6 +32,7 @@ mod open;
 mod overlay;
 mod packed;
 mod primitives;
+mod rebuild;
 mod store;
 pub mod sync_thread;
 mod threads;

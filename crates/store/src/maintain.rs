@@ -1,5 +1,5 @@
 //! What goes on behind the writes, in bounded steps: draining the overlay into the view, counting what was there at start,
-//! flushing the view and marking how far it holds, checkpoints.
+//! flushing the view and marking how far it holds, checkpoints, building a view anew that has outgrown what it holds.
 //!
 //! A pass walks the overlay once, in key order. When it ends, everything that was published when it began is in the view;
 //! a flush then lets the mark say so, and a checkpoint may be scanned from the view alone. While a burst goes on no pass begins,
@@ -7,18 +7,21 @@
 //! since neighbours in key order share sled's pages.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use isle_model::IncarnationTree;
 
 use crate::checkpoint::{self, CheckpointError, CheckpointWriter};
-use crate::codec;
 use crate::log::LogPosition;
-use crate::memory::{Census, Tally};
+use crate::memory::{Census, Tally, put_all};
 use crate::meta::{Meta, ViewMark};
+use crate::open::write_mark;
 use crate::overlay::Item;
+use crate::packed::Packed;
+use crate::rebuild::{Rebuild, Size};
 use crate::store::Store;
-use crate::view::{ViewError, some_of};
+use crate::view::{View, ViewError, ViewPlace, some_of};
 use crate::view_key::{RECORDS, ViewKey};
 
 /// Items drained, counted or written in one step.
@@ -29,6 +32,12 @@ const PATIENCE: u32 = 5;
 const BURST_BYTES: u64 = 512 << 10;
 /// Calls that find the log where it was before the view is flushed, so that a later start has little to replay.
 const IDLE_CALLS: u32 = 50;
+/// Calls after a failed rebuild before the next is tried, twice as many after each that fails: a minute and a half at rest, and up
+/// to a day.
+const RETRY_CALLS: u32 = 1_000;
+const RETRY_CALLS_MAX: u32 = 1 << 20;
+/// A store that never quite rests may spend on rebuilds about what its writes have cost the view anyway.
+const WRITTEN_PER_LIVE_BYTE: u64 = 2;
 pub(crate) const VIEW_FILE: &str = "VIEW";
 
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +71,22 @@ pub(crate) struct Maintenance {
     checkpoint: Option<CheckpointWriter>,
     /// Draining and what goes on beside it take turns.
     turn: bool,
+    /// And so do a checkpoint and a rebuild.
+    walk_turn: bool,
+    place: ViewPlace,
+    rebuild: Option<Rebuild>,
+    rebuild_asked: bool,
+    pub(crate) rebuilds: u64,
+    retry_in: u32,
+    retry_calls: u32,
+    /// A view that was replaced, while somebody may still read from it.
+    retired: Option<Arc<View>>,
+    /// What the view holds, keys and values as they are stored, as far as it is counted.
+    live: i64,
+    /// The size of its file when it was last flushed.
+    view_bytes: u64,
+    /// What was put into it since it was built or opened.
+    written_bytes: u64,
     patience: u32,
     idle_at: LogPosition,
     idle_calls: u32,
@@ -78,7 +103,7 @@ struct Pass {
 }
 
 impl Maintenance {
-    pub(crate) fn new(mark: ViewMark, checkpoint_position: LogPosition) -> Self {
+    pub(crate) fn new(mark: ViewMark, checkpoint_position: LogPosition, place: ViewPlace, live: i64) -> Self {
         Maintenance {
             generation: mark.generation,
             boot_id: mark.boot_id,
@@ -92,11 +117,43 @@ impl Maintenance {
             pass: None,
             checkpoint: None,
             turn: false,
+            walk_turn: false,
+            place,
+            rebuild: None,
+            rebuild_asked: false,
+            rebuilds: 0,
+            retry_in: 0,
+            retry_calls: RETRY_CALLS,
+            retired: None,
+            live,
+            view_bytes: 0,
+            written_bytes: 0,
             patience: 0,
             idle_at: LogPosition::default(),
             idle_calls: 0,
             is_burst: false,
         }
+    }
+
+    pub(crate) fn live_bytes(&self) -> u64 {
+        u64::try_from(self.live).unwrap_or_default()
+    }
+
+    /// The replaced view, once it is nobody else's. Nobody can get hold of it any more, so that it stays so.
+    fn released(&mut self) -> Option<Arc<View>> {
+        self.retired.take_if(|view| Arc::strong_count(view) == 1)
+    }
+
+    fn abandon_rebuild(&mut self, why: &dyn std::fmt::Display) {
+        let Some(rebuild) = self.rebuild.take() else { return };
+        tracing::warn!(%why, "building the view anew is given up; the one there is serves on");
+        rebuild.abandon();
+        self.retry_later();
+    }
+
+    fn retry_later(&mut self) {
+        self.retry_in = self.retry_calls;
+        self.retry_calls = self.retry_calls.saturating_mul(2).min(RETRY_CALLS_MAX);
     }
 }
 
@@ -104,12 +161,23 @@ impl Store {
     /// One bounded step; says whether there is more to do at once.
     pub fn maintain(&self) -> Result<bool, MaintainError> {
         let mut state = self.maintenance.lock();
+        let released = state.released();
+        let done = self.maintain_with(&mut state);
+        drop(state);
+        // Without the lock: to remove a large file takes a while.
+        drop(released);
+        done
+    }
+
+    fn maintain_with(&self, state: &mut Maintenance) -> Result<bool, MaintainError> {
         if state.closed {
             return Ok(false);
         }
+        state.retry_in = state.retry_in.saturating_sub(1);
         self.watch_space();
-        self.note_idle(&mut state)?;
+        self.note_idle(state)?;
         if self.short_of_space.load(Ordering::Relaxed) {
+            state.abandon_rebuild(&"the disk has less free space than its reserve");
             // sled latches a full disk's error: it is not written until there is space again.
             return Ok(false);
         }
@@ -118,17 +186,17 @@ impl Store {
             tracing::debug!(%error, "the next log segment is not ready");
         }
         if let Some(reason) = self.view_failure() {
-            self.give_view_up(&mut state, reason);
+            self.give_view_up(state, &reason);
             return Ok(false);
         }
-        let done = self.step(&mut state);
-        self.watch_view(&mut state, done)
+        let done = self.step(state);
+        self.watch_view(state, done)
     }
 
     /// After an error of its own the view is not written any more, and not trusted at the next start.
     fn watch_view<T>(&self, state: &mut Maintenance, done: Result<T, MaintainError>) -> Result<T, MaintainError> {
         if let Some(reason) = self.view_failure() {
-            self.give_view_up(state, reason);
+            self.give_view_up(state, &reason);
         }
         done
     }
@@ -137,8 +205,11 @@ impl Store {
         if std::mem::replace(&mut state.given_up, true) {
             return;
         }
+        tracing::error!(%reason, "the view is not written any more, and is built anew at the next start");
         state.pass = None;
         self.abandon_checkpoint(state);
+        // What is copied from a view that has failed may be damaged as well.
+        state.abandon_rebuild(&reason);
         state.boot_id.clear();
         state.seal = 0;
         if let Err(error) = self.mark_view(state, &state.marked, false) {
@@ -152,9 +223,12 @@ impl Store {
         }
     }
 
-    /// A count or a checkpoint walks the whole view: it must not hold up the draining of a burst, nor that the walk.
+    /// A count, a checkpoint or a rebuild walks the whole view: it must not hold up the draining of a burst, nor that the walk.
     fn step(&self, state: &mut Maintenance) -> Result<bool, MaintainError> {
-        let walking = !self.is_counted() || state.checkpoint.is_some();
+        if state.rebuild_asked {
+            self.begin_rebuild(state)?;
+        }
+        let walking = !self.is_counted() || state.checkpoint.is_some() || state.rebuild.is_some();
         let crowded = self.memory.overlay_bytes() >= self.config.overlay_drain_bytes;
         // A walk may last for minutes: it does not keep the log from being trimmed.
         let is_due = crowded || self.flush_is_due(state) || (!walking && self.pass_is_due(state));
@@ -164,19 +238,30 @@ impl Store {
         }
         state.turn = !state.turn;
         match state.pass.take() {
-            None if !walking => return Ok(false),
+            None if !walking => return self.rebuild_at_rest(state),
             Some(mut pass) if !walking || state.turn => match self.drain_some(state, &mut pass)? {
                 true => self.after_pass(state, pass.meta)?,
                 false => state.pass = Some(pass),
             },
             pass => {
                 state.pass = pass;
-                if !self.count_some()? {
-                    self.write_checkpoint(state)?;
-                }
+                self.walk_some(state)?;
             }
         }
         Ok(true)
+    }
+
+    fn walk_some(&self, state: &mut Maintenance) -> Result<(), MaintainError> {
+        if self.count_some(state)? {
+            return Ok(());
+        }
+        state.walk_turn = !state.walk_turn;
+        // A checkpoint is not put off by a rebuild, for the log is trimmed behind it, and need not be over before the swap: it goes on
+        // from the key where it is, in the view that holds the same by then.
+        if state.rebuild.is_some() && (state.walk_turn || state.checkpoint.is_none()) {
+            return self.rebuild_some(state);
+        }
+        self.write_checkpoint(state)
     }
 
     fn watch_space(&self) {
@@ -221,10 +306,18 @@ impl Store {
     /// Says whether the pass is at its end.
     fn drain_some(&self, state: &mut Maintenance, pass: &mut Pass) -> Result<bool, MaintainError> {
         let Some(shard) = self.memory.shards.get(pass.shard) else { return Ok(true) };
-        let items = shard.read().overlay.next_to_drain(pass.after.as_ref(), STEP_ITEMS);
+        let (items, census) = {
+            let shard = shard.read();
+            (shard.overlay.next_to_drain(pass.after.as_ref(), STEP_ITEMS), shard.census.clone())
+        };
         self.note_rows(state)?;
-        for (key, item) in &items {
-            self.memory.view.put(key, item)?;
+        state.live += put_all(&self.memory.view.load(), &items, &census)?;
+        state.written_bytes += items.iter().map(|(key, item)| bytes_of(key, item)).sum::<u64>();
+        // In both before it leaves the overlay: whichever a reader looks in after that, it is there.
+        if let Some(rebuild) = &mut state.rebuild
+            && let Err(error) = rebuild.put(&items)
+        {
+            state.abandon_rebuild(&error);
         }
         shard.write().overlay.drained(&items);
         match items.last() {
@@ -259,12 +352,17 @@ impl Store {
             // The view holds all that was published at the meta's position; what it holds beyond is replayed over harmlessly.
             state.checkpoint = Some(CheckpointWriter::begin(self.disk.as_ref(), meta)?);
         }
+        if state.checkpoint.is_none() && self.may_rebuild(state, false) {
+            self.begin_rebuild(state)?;
+        }
         Ok(())
     }
 
     /// Flushes the view, syncs its file, and marks how far it holds.
     fn view_flush(&self, state: &mut Maintenance, meta: &Meta) -> Result<(), MaintainError> {
-        state.seal = self.memory.view.flush()?;
+        let view = self.memory.view.load();
+        state.seal = view.flush()?;
+        state.view_bytes = view.bytes();
         self.mark_view(state, meta, false)?;
         state.view_position = meta.position;
         state.marked = meta.clone();
@@ -280,12 +378,123 @@ impl Store {
             seal: state.seal,
             meta: meta.clone(),
         };
-        self.disk.write_atomic(VIEW_FILE, &codec::encode_view_mark(&mark)).map_err(MaintainError::Mark)
+        write_mark(self.disk.as_ref(), &mark).map_err(MaintainError::Mark)
+    }
+
+    /// Builds the view anew as soon as that can be done, though it has not outgrown what it holds.
+    pub fn rebuild_view(&self) {
+        self.maintenance.lock().rebuild_asked = true;
+    }
+
+    /// When there is nothing else to do. Says whether there is now.
+    fn rebuild_at_rest(&self, state: &mut Maintenance) -> Result<bool, MaintainError> {
+        let is_idle = state.idle_calls >= IDLE_CALLS;
+        let is_paid_for = state.written_bytes >= state.live_bytes().saturating_mul(WRITTEN_PER_LIVE_BYTE);
+        if (is_idle || (is_paid_for && !state.is_burst)) && self.may_rebuild(state, true) {
+            self.begin_rebuild(state)?;
+        }
+        Ok(state.rebuild.is_some())
+    }
+
+    fn may_rebuild(&self, state: &Maintenance, at_rest: bool) -> bool {
+        let size = self.view_size(state);
+        let is_due = size.bytes >= self.config.view_rebuild_bytes_min && size.has_outgrown(at_rest);
+        is_due && state.retry_in == 0 && self.is_counted() && self.has_room_for(size.copy_bytes())
+    }
+
+    fn view_size(&self, state: &Maintenance) -> Size {
+        let born_bytes = self.memory.view.load().born_bytes();
+        Size { bytes: state.view_bytes, live_bytes: state.live_bytes(), born_bytes }
+    }
+
+    fn has_room_for(&self, bytes: u64) -> bool {
+        let free = self.disk.free_bytes().unwrap_or_default();
+        free.is_none_or(|free| free >= self.config.disk_reserve_bytes.saturating_add(bytes))
+    }
+
+    /// One at a time, and only of what has been counted: how much the new view has to hold is known then.
+    fn begin_rebuild(&self, state: &mut Maintenance) -> Result<(), MaintainError> {
+        if state.rebuild.is_some() || state.retired.is_some() || !self.is_counted() {
+            return Ok(());
+        }
+        state.rebuild_asked = false;
+        // Where a mark could not be written at the end of an earlier attempt, the next generation may be what it names: that must
+        // not be removed before it is known to count no more.
+        self.mark_view(state, &state.marked, false).inspect_err(|_| state.retry_in = RETRY_CALLS)?;
+        let old = self.memory.view.load();
+        let begun = Rebuild::begin(&old, &state.place, state.generation + 1, self.config.view_cache_bytes);
+        match begun {
+            Ok(rebuild) => state.rebuild = Some(rebuild),
+            Err(error) => {
+                tracing::warn!(%error, "the view cannot be built anew; the one there is serves on");
+                state.retry_later();
+                return Ok(());
+            }
+        }
+        let (bytes, live_bytes, generation) = (old.bytes(), state.live_bytes(), state.generation + 1);
+        tracing::info!(bytes, live_bytes, generation, "the view is built anew");
+        Ok(())
+    }
+
+    /// Copies some of the view into the one that is to take its place.
+    fn rebuild_some(&self, state: &mut Maintenance) -> Result<(), MaintainError> {
+        let Some(rebuild) = &mut state.rebuild else { return Ok(()) };
+        let items = self.memory.view.load().packed_after(rebuild.after(), STEP_ITEMS)?;
+        match rebuild.copy(&items) {
+            Ok(false) => Ok(()),
+            Ok(true) => self.swap_view(state),
+            Err(error) => {
+                state.abandon_rebuild(&error);
+                Ok(())
+            }
+        }
+    }
+
+    /// The new view holds what the old one does. It is on the disk before the mark names it, and is marked before anybody writes
+    /// to it alone: a process that dies in between finds one of the two whole, and the log from where its mark says.
+    fn swap_view(&self, state: &mut Maintenance) -> Result<(), MaintainError> {
+        let Some(rebuild) = &mut state.rebuild else { return Ok(()) };
+        if rebuild.live_bytes() != state.live {
+            let why = format!("it holds {} bytes of {}", rebuild.live_bytes(), state.live);
+            state.abandon_rebuild(&why);
+            return Ok(());
+        }
+        let seal = match rebuild.finish() {
+            Ok(seal) => seal,
+            Err(error) => {
+                state.abandon_rebuild(&error);
+                return Ok(());
+            }
+        };
+        let Some(view) = state.rebuild.take().map(Rebuild::into_view) else { return Ok(()) };
+        let (old_generation, old_seal) = (state.generation, state.seal);
+        (state.generation, state.seal) = (old_generation + 1, seal);
+        // What the old view's mark says is in the new one, and what has been drained since is replayed over harmlessly.
+        if let Err(error) = self.mark_view(state, &state.marked, false) {
+            // The mark may name either of the two by now: both stay.
+            (state.generation, state.seal) = (old_generation, old_seal);
+            state.retry_later();
+            return Err(error);
+        }
+        let view = Arc::new(view);
+        let old = self.memory.view.swap(view.clone());
+        old.retire();
+        tracing::info!(
+            bytes_before = old.bytes(),
+            bytes = view.bytes(),
+            generation = state.generation,
+            "the view is new"
+        );
+        state.retired = Some(old);
+        (state.view_bytes, state.written_bytes) = (view.bytes(), 0);
+        state.retry_calls = RETRY_CALLS;
+        state.rebuilds += 1;
+        Ok(())
     }
 
     fn write_checkpoint(&self, state: &mut Maintenance) -> Result<(), MaintainError> {
         let Some(writer) = state.checkpoint.as_mut() else { return Ok(()) };
-        let items = self.memory.view.after(writer.after(), STEP_ITEMS)?;
+        let items = self.memory.view.load().after(writer.after(), STEP_ITEMS)?;
         if !items.is_empty() {
             let written = writer.write(&items);
             return self.give_up_on_error(state, written);
@@ -313,7 +522,7 @@ impl Store {
     }
 
     /// Counts some of what was there at start. Says whether it is still at it.
-    fn count_some(&self) -> Result<bool, MaintainError> {
+    fn count_some(&self, state: &mut Maintenance) -> Result<bool, MaintainError> {
         if self.is_counted() {
             return Ok(false);
         }
@@ -322,8 +531,12 @@ impl Store {
         let Census::Upto(frontier) = shards[0].census.clone() else { return Ok(false) };
         let start = frontier.as_ref().map_or(ViewKey::first(RECORDS), ViewKey::successor);
         let last = ViewKey::last(RECORDS);
-        let (in_view, mut upto) = some_of(self.memory.view.range(&start, &last), STEP_ITEMS)?;
-        in_view.iter().for_each(|(key, item)| self.memory.view.note_known(key, item));
+        let mut sizes = Vec::new();
+        let sized = self.memory.view.load().sized_range(&start, &last);
+        let in_view = sized.map(|row| row.map(|(row, bytes)| (row, sizes.push(bytes)).0));
+        let (in_view, mut upto) = some_of(in_view, STEP_ITEMS)?;
+        in_view.iter().for_each(|(key, item)| self.memory.keys.note_known(key, item));
+        let sizes: Vec<_> = in_view.iter().map(|(key, _)| key.clone()).zip(sizes).collect();
         let mut rows: BTreeMap<ViewKey, Item> = in_view.into_iter().collect();
         for shard in &shards {
             // Of the overlay, too, only so much at a time: it may hold many times what the view does.
@@ -342,8 +555,10 @@ impl Store {
                 shards[shard.0 as usize].tallies.entry(key.keyspace()).or_default().add(tally);
             }
         }
+        let counted = sizes.iter().filter(|(key, _)| upto.as_ref().is_none_or(|upto| key <= upto));
+        state.live += counted.map(|(_, bytes)| *bytes as i64).sum::<i64>();
         if upto.is_none() {
-            self.memory.view.all_known();
+            self.memory.keys.all_known();
         }
         let census = upto.map_or(Census::Done, |key| Census::Upto(Some(key)));
         shards.iter_mut().for_each(|shard| shard.census = census.clone());
@@ -358,6 +573,7 @@ impl Store {
             return Ok(());
         }
         self.abandon_checkpoint(&mut state);
+        state.abandon_rebuild(&"the store is closed");
         self.sync().map_err(|error| MaintainError::Log(error.to_string()))?;
         let done = self.close_view(&mut state);
         // The log is closed whatever has become of the view: it is the log that counts.
@@ -397,10 +613,79 @@ impl Store {
             return Ok(());
         }
         let meta = self.drain(state)?;
-        state.seal = self.memory.view.flush()?;
+        state.seal = self.memory.view.load().flush()?;
         self.mark_view(state, &meta, true)?;
         state.view_position = meta.position;
         state.marked = meta;
         Ok(())
+    }
+}
+
+/// What an item takes in the view.
+fn bytes_of(key: &ViewKey, item: &Packed) -> u64 {
+    (key.in_tree().len() + item.stored_bytes()) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use bytes::Bytes;
+    use isle_model::write::{Writer, plan};
+    use isle_model::{Epoch, Hlc, Incarnation, KeyspaceId, Mutation, Precondition, Region, ShardId, Value};
+
+    use super::*;
+    use crate::disk::MemoryDisk;
+    use crate::{BootIdentity, ShardWriter, StoreConfig};
+
+    const KEYSPACE: KeyspaceId = KeyspaceId(1);
+
+    fn put(writer: &mut ShardWriter, key: &'static str, value: &str) {
+        let (shard, region, key) = (ShardId(0), Region::new("a"), Bytes::from(key));
+        let mut batch = writer.begin();
+        let (tree, stamp) = (batch.tree(), batch.stamp(Hlc(1_000), Epoch::default()));
+        let by = Writer { region: &region, keyspace: KEYSPACE, stamp, lineage: tree.shard(shard) };
+        let (put, current) = (Mutation::Put { value: Value::string(value) }, batch.newest(KEYSPACE, &key).unwrap());
+        let write = plan(&key, &put, &Precondition::None, None, &current, by).unwrap().unwrap();
+        batch.write(KEYSPACE, write, stamp).unwrap();
+        let _ = batch.commit().unwrap();
+    }
+
+    /// Where a drain meets it, or the copy, or the last flush.
+    #[test]
+    fn a_new_view_that_fails_is_given_up_and_the_old_one_serves_on() {
+        for steps in 0..=3 {
+            let root = tempfile::tempdir().unwrap();
+            let boot = BootIdentity { boot_id: "boot".to_owned(), mount_id: "1".to_owned() };
+            let config =
+                StoreConfig { region: Region::new("a"), shards: 1, overlay_drain_bytes: 1, ..StoreConfig::default() };
+            let place = ViewPlace::Directory(root.path().to_owned());
+            let (store, mut writers, _) =
+                Store::open(config, Arc::new(MemoryDisk::new()), place, boot, Incarnation(1), &mut |_| ()).unwrap();
+            put(&mut writers[0], "a", "old");
+            store.sync().unwrap();
+            while store.maintain().unwrap() {}
+            store.rebuild_view();
+            for _ in 0..=steps {
+                store.maintain().unwrap();
+            }
+            store.maintenance.lock().rebuild.as_ref().expect("it is not done yet").break_down();
+            if steps == 0 {
+                put(&mut writers[0], "b", "new");
+                store.sync().unwrap();
+            }
+            while store.maintain().unwrap() {}
+            assert!(store.maintenance.lock().rebuild.is_none());
+            assert_eq!((store.stats().view_rebuilds, store.view_failure()), (0, None), "after {steps} steps");
+            assert!(!root.path().join("view-2").exists());
+            assert!(store.maintenance.lock().retry_in > 0, "it is not tried again at once");
+            put(&mut writers[0], "a", "new");
+            store.sync().unwrap();
+            while store.maintain().unwrap() {}
+            assert_eq!(store.memory.overlay_bytes(), 0);
+            assert!(store.get(KEYSPACE, b"a").unwrap().is_some());
+            store.rebuild_view();
+            while store.maintain().unwrap() {}
+            assert_eq!(store.stats().view_rebuilds, 1, "the next is none the worse for it");
+        }
     }
 }

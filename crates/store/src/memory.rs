@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use foldhash::fast::RandomState;
 use isle_model::write::{Applied, Site};
@@ -16,6 +17,7 @@ use isle_model::{
 use parking_lot::RwLock;
 
 use crate::entry::StateChunk;
+use crate::known_keys::KnownKeys;
 use crate::log::LogPosition;
 use crate::meta::{Begun, Transfers};
 use crate::overlay::{self, Item, Overlay};
@@ -65,8 +67,10 @@ pub(crate) enum Census {
 }
 
 impl Census {
-    fn counts(&self, key: &ViewKey) -> bool {
+    /// The ledger is counted when the store opens.
+    pub(crate) fn counts(&self, key: &ViewKey) -> bool {
         match self {
+            _ if key.tree() == LEDGER => true,
             Census::Done => true,
             Census::Upto(frontier) => frontier.as_ref().is_some_and(|f| key <= f),
         }
@@ -127,7 +131,10 @@ pub(crate) struct Memory {
     pub(crate) region: Region,
     pub(crate) shards: Vec<RwLock<Shard>>,
     pub(crate) tree: RwLock<Arc<IncarnationTree>>,
-    pub(crate) view: View,
+    /// Another takes its place when it has outgrown what it holds. Whoever looks for a key looks in the overlay first and takes the
+    /// view after that: what was drained in between is in the view of then, and in every later one, but need not be in an earlier.
+    pub(crate) view: ArcSwap<View>,
+    pub(crate) keys: Arc<KnownKeys>,
     overlay_bytes: Arc<AtomicUsize>,
     /// The highest stamp that this node ever gave or followed.
     hlc_high: AtomicU64,
@@ -145,7 +152,8 @@ impl Memory {
             hlc_high: AtomicU64::new(0),
             expired: RwLock::new(BTreeSet::new()),
             tree: RwLock::new(Arc::new(IncarnationTree::new())),
-            view,
+            keys: view.keys().clone(),
+            view: ArcSwap::from_pointee(view),
         }
     }
 
@@ -219,14 +227,14 @@ impl Memory {
 
     /// What readers see of a key: the overlay's published item, else the view's.
     pub(crate) fn visible(&self, shard: ShardId, key: &ViewKey) -> Result<Option<Arc<Record>>, ViewError> {
-        if self.view.denies(key) {
+        if self.keys.denies(key) {
             return Ok(None);
         }
         let above = self.shard(shard).read().overlay.visible(key).cloned();
         match above.map(|packed| packed.item()).transpose()? {
             Some(Item::Record(record)) => Ok(Some(record)),
             Some(Item::Gone) => Ok(None),
-            Some(Item::Ledger(_)) | None => self.view.record(key),
+            Some(Item::Ledger(_)) | None => self.view.load().record(key),
         }
     }
 
@@ -245,8 +253,20 @@ impl Memory {
             let shard = self.shard(shard).read();
             shard.overlay.range(start, end).take(most).map(|(k, i)| (k.clone(), i.clone())).collect()
         };
-        lay_over(above, self.view.range(start, end), most, bytes_max)
+        lay_over(above, self.view.load().range(start, end), most, bytes_max)
     }
+}
+
+/// Puts what was published into a view. Returns by how many bytes that has grown, as far as it is counted.
+pub(crate) fn put_all(view: &View, items: &[(ViewKey, Packed)], census: &Census) -> Result<i64, ViewError> {
+    let mut grown = 0;
+    for (key, item) in items {
+        let by = view.put(key, item)?;
+        if census.counts(key) {
+            grown += by;
+        }
+    }
+    Ok(grown)
 }
 
 /// Some rows of a range, and where to go on if there are more.
@@ -379,7 +399,7 @@ impl Workspace {
             return Ok(Some(self.changes[*at].1.clone()));
         }
         // Asked first, and without the lock: the sync thread may hold that.
-        if memory.view.denies(key) {
+        if memory.keys.denies(key) {
             return Ok(None);
         }
         let above = {
@@ -393,8 +413,8 @@ impl Workspace {
             return Ok(Some(packed.item()?));
         }
         Ok(match key.tree() {
-            LEDGER => memory.view.ledger_entry(key)?.map(Item::Ledger),
-            _ => memory.view.record(key)?.map(Item::Record),
+            LEDGER => memory.view.load().ledger_entry(key)?.map(Item::Ledger),
+            _ => memory.view.load().record(key)?.map(Item::Record),
         })
     }
 
@@ -497,7 +517,7 @@ impl Workspace {
             None => ViewKey::end(RECORDS, chunk.keyspace, self.shard),
         };
         let mut keys: BTreeSet<Bytes> = memory.shard(self.shard).read().overlay.newest_keys(&start, &end);
-        for row in memory.view.range(&start, &end) {
+        for row in memory.view.load().range(&start, &end) {
             keys.insert(row?.0.user_key());
         }
         let changed = self.changes.iter().map(|(key, _)| key).filter(|key| (&start..&end).contains(key));
@@ -624,7 +644,7 @@ impl Workspace {
         }
         shard.transfers.extend(self.transfers.clone());
         let with = WithBatch { tallies: self.tallies, streams, transfers: self.transfers, seq: self.seq };
-        self.changes.iter().for_each(|(key, _)| memory.view.expect(key));
+        self.changes.iter().for_each(|(key, _)| memory.keys.expect(key));
         shard.overlay.stage(end, self.changes, with);
     }
 }

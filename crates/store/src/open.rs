@@ -22,7 +22,7 @@ use crate::disk::Disk;
 use crate::entry::Entry;
 use crate::log::{self, CommitLog, LogError, LogOptions, LogPosition};
 use crate::maintain::{Maintenance, VIEW_FILE};
-use crate::memory::{Memory, ReadError, Workspace};
+use crate::memory::{Census, Memory, ReadError, Workspace, put_all};
 use crate::meta::{Meta, ViewMark};
 use crate::overlay::Item;
 use crate::packed::Packed;
@@ -140,6 +140,7 @@ impl Store {
             })?;
         report.entries_replayed = replay.entries;
         report.cuts = cuts;
+        let live_bytes = replay.live_bytes;
         let (memory, row) = replay.finish(log.durable())?;
         if memory.tree().contains(incarnation) {
             return Err(OpenError::Row(format!("{incarnation} was used before, and its dots would be issued again")));
@@ -151,7 +152,7 @@ impl Store {
             incarnation,
             publishing: Mutex::new(()),
             published,
-            maintenance: Mutex::new(Maintenance::new(mark, checkpoint)),
+            maintenance: Mutex::new(Maintenance::new(mark, checkpoint, place, live_bytes)),
             sync_thread: OnceLock::new(),
             short_of_space: AtomicBool::new(false),
             _lock: lock,
@@ -212,7 +213,7 @@ fn replay_log(
     match CommitLog::open(disk.clone(), &options, |entry| replay.take(entry), &mut shown) {
         Ok((log, found)) => Ok(Replayed { log, cuts: found.cuts, replay, mark, checkpoint }),
         Err(error) => {
-            let view_fault = replay.memory.view.fault().map(str::to_owned);
+            let view_fault = replay.memory.view.load().fault().map(str::to_owned);
             Err(ReplayFailed { error: error.into(), view_fault })
         }
     }
@@ -297,6 +298,8 @@ fn choose_view(
                     let mark = ViewMark { clean: false, ..owned_by(mark.clone(), boot) };
                     // From here on the view is written: the clean mark must not outlive this.
                     write_mark(disk, &mark)?;
+                    // One that it has replaced, or that was to replace it, when the process died.
+                    remove_views(place, Some(mark.generation))?;
                     return Ok(Start { view, mark, known_durable, checkpoint: newest });
                 }
                 Err(error) => {
@@ -372,7 +375,7 @@ fn build_view(
 ) -> Result<Built, OpenError> {
     for position in checkpoints.iter().rev() {
         generation += 1;
-        remove_views(place)?;
+        remove_views(place, None)?;
         let view = View::open(place, generation, config.view_cache_bytes)?;
         let mut items = 0;
         let loaded = checkpoint::load(disk, *position, |key, item| {
@@ -380,7 +383,8 @@ fn build_view(
             if u64::is_multiple_of(items, 10_000) {
                 progress(Progress::LoadingCheckpoint { items });
             }
-            view.put(&key, &Packed::of(&key, &item)).map_err(OpenError::from)
+            view.put(&key, &Packed::of(&key, &item))?;
+            Ok(())
         });
         match loaded {
             Ok(loaded) => {
@@ -396,7 +400,7 @@ fn build_view(
         }
     }
     generation += 1;
-    remove_views(place)?;
+    remove_views(place, None)?;
     let view = View::open(place, generation, config.view_cache_bytes)?;
     let (meta, none) = (Meta::empty(config.shards), LogPosition::ZERO);
     Ok(Built { generation, view, meta, checkpoint: none, durable: none })
@@ -436,12 +440,13 @@ pub(crate) fn distrust(mark: &ViewMark, place: &ViewPlace, boot: &BootIdentity) 
     }
 }
 
-/// Removes every generation: called before a new one is built.
-fn remove_views(place: &ViewPlace) -> Result<(), OpenError> {
+/// Removes every generation but the one to keep.
+fn remove_views(place: &ViewPlace, kept: Option<u64>) -> Result<(), OpenError> {
     let ViewPlace::Directory(root) = place else { return Ok(()) };
+    let kept = kept.map(|generation| directory_of(root, generation));
     for entry in std::fs::read_dir(root)? {
         let path = entry?.path();
-        if is_view(&path) {
+        if is_view(&path) && kept.as_ref() != Some(&path) {
             std::fs::remove_dir_all(path)?;
         }
     }
@@ -461,6 +466,8 @@ struct Replay {
     entries: u64,
     disk: Arc<dyn Disk>,
     mark: ViewMark,
+    /// What the view holds of what is counted by now: the ledger.
+    live_bytes: i64,
     /// From here on the overlay is drained. What it holds at the end is drained behind the first writes.
     overlay_bytes: usize,
 }
@@ -484,9 +491,11 @@ impl Replay {
         }
         memory.note_hlc(meta.hlc_high);
         meta.expired.iter().for_each(|region| memory.note_holder(region, true));
-        for row in memory.view.range(&ViewKey::first(LEDGER), &ViewKey::last(LEDGER)) {
+        let mut live_bytes = 0;
+        for row in memory.view.load().sized_range(&ViewKey::first(LEDGER), &ViewKey::last(LEDGER)) {
             // An entry that does not decode is met again where it is read, and reported there.
-            let Ok((_, Item::Ledger(entry))) = row else { continue };
+            let Ok(((_, Item::Ledger(entry)), bytes)) = row else { continue };
+            live_bytes += bytes as i64;
             if entry.fate == isle_model::Fate::Open {
                 let shard = memory.shard_of(entry.keyspace, &entry.key);
                 memory.shard(shard).write().open_losers.insert((entry.loser, entry.field.clone()));
@@ -499,6 +508,7 @@ impl Replay {
             entries: 0,
             disk,
             mark,
+            live_bytes,
             overlay_bytes: config.overlay_drain_bytes,
         }
     }
@@ -575,9 +585,7 @@ impl Replay {
         for shard in &self.memory.shards {
             let mut shard = shard.write();
             let items = shard.overlay.next_to_drain(None, usize::MAX);
-            for (key, item) in &items {
-                self.memory.view.put(key, item)?;
-            }
+            self.live_bytes += put_all(&self.memory.view.load(), &items, &Census::Upto(None))?;
             shard.overlay.drained(&items);
         }
         Ok(())

@@ -54,9 +54,14 @@ impl Packed {
 
     /// About how many bytes of memory it takes, its key apart.
     pub(crate) fn bytes(&self) -> usize {
+        OVERHEAD_BYTES + self.stored_bytes()
+    }
+
+    /// How many bytes the view takes for its value.
+    pub(crate) fn stored_bytes(&self) -> usize {
         match self {
-            Packed::Record { value, .. } | Packed::Ledger(value) => OVERHEAD_BYTES + value.len(),
-            Packed::Gone => OVERHEAD_BYTES,
+            Packed::Record { value, .. } | Packed::Ledger(value) => value.len(),
+            Packed::Gone => 0,
         }
     }
 
@@ -94,11 +99,34 @@ fn sealed(tree: u8, key: &[u8], mut value: Vec<u8>) -> Vec<u8> {
 }
 
 pub(crate) fn unpack(tree: u8, key: &[u8], value: &[u8]) -> Result<Bytes, ViewError> {
+    Ok(Bytes::copy_from_slice(verified(tree, key, value)?))
+}
+
+fn verified<'a>(tree: u8, key: &[u8], value: &'a [u8]) -> Result<&'a [u8], ViewError> {
     let sound = value
         .split_last_chunk::<CRC_BYTES>()
         .filter(|(encoded, crc)| checksum(tree, key, encoded).to_le_bytes() == **crc);
     let (encoded, _) = sound.ok_or(ViewError::Checksum { bytes: value.len() })?;
-    Ok(Bytes::copy_from_slice(encoded))
+    Ok(encoded)
+}
+
+/// A row as it is stored, once its checksum is checked; `may_be_dead` says whether it has to be looked at for being a tombstone.
+pub(crate) fn repack(
+    tree: u8,
+    key: &[u8],
+    value: &[u8],
+    may_be_dead: impl Fn(&ViewKey) -> bool,
+) -> Result<(ViewKey, Packed), ViewError> {
+    let encoded = verified(tree, key, value)?;
+    let view_key = ViewKey::from_tree(tree, key);
+    let packed = match tree {
+        LEDGER => Packed::Ledger(value.into()),
+        _ => {
+            let is_live = !may_be_dead(&view_key) || codec::decode_record(Bytes::copy_from_slice(encoded))?.is_live();
+            Packed::Record { value: value.into(), is_live }
+        }
+    };
+    Ok((view_key, packed))
 }
 
 pub(crate) fn unpack_row(tree: u8, key: &[u8], value: &[u8]) -> Result<(ViewKey, Item), ViewError> {

@@ -42,8 +42,10 @@ pub struct StoreConfig {
     pub overlay_bytes_max: usize,
     /// From how many bytes on the overlay is drained at once; below, it is drained when a burst is over.
     pub overlay_drain_bytes: usize,
-    /// sled's page cache.
+    /// sled's page cache. There are two while a view is built anew beside the one that serves.
     pub view_cache_bytes: u64,
+    /// A view below this size is not built anew, however little it holds: what that would save is less than what it costs.
+    pub view_rebuild_bytes_min: u64,
     /// A checkpoint is due after so much log; the log before it can then be trimmed.
     pub checkpoint_log_bytes: u64,
     /// The view is flushed after so much log: what a restart replays.
@@ -63,6 +65,7 @@ impl Default for StoreConfig {
             overlay_bytes_max: 512 << 20,
             overlay_drain_bytes: 384 << 20,
             view_cache_bytes: 64 << 20,
+            view_rebuild_bytes_min: 64 << 20,
             checkpoint_log_bytes: 256 << 20,
             flush_log_bytes: 256 << 20,
             tail_ring_bytes: 8 << 20,
@@ -152,6 +155,10 @@ pub struct Stats {
     pub log_bytes: u64,
     pub overlay_bytes: u64,
     pub view_bytes: u64,
+    /// What the view holds, keys and values as they are stored. `None` until what was there at start has been counted.
+    pub view_live_bytes: Option<u64>,
+    /// How many times a view that had outgrown what it holds was built anew, since the start.
+    pub view_rebuilds: u64,
     pub checkpoint_position: LogPosition,
     pub view_position: LogPosition,
     /// Why the view cannot be written any more, if so.
@@ -248,7 +255,9 @@ impl Store {
         if self.short_of_space.load(Ordering::Relaxed) {
             return Err(AppendError::DiskFull);
         }
-        if let Some(reason) = self.view_failure().filter(|_| self.is_overlay_over()) {
+        if self.is_overlay_over()
+            && let Some(reason) = self.view_failure()
+        {
             // Nobody will ever make room: the memory must not grow without bound.
             let reason =
                 format!("nothing can be drained into the view, which is built anew at the next start: {reason}");
@@ -303,20 +312,20 @@ impl Store {
     }
 
     /// Why the view takes nothing more, if so. It stays so: sled latches its errors, and the next start rebuilds the view.
-    pub fn view_failure(&self) -> Option<&str> {
-        self.memory.view.fault()
+    pub fn view_failure(&self) -> Option<String> {
+        self.memory.view.load().fault().map(str::to_owned)
     }
 
     /// What shows that the view is damaged, if anything does. Some of what it holds cannot be read then, and the next start
     /// builds it anew.
-    pub fn view_damage(&self) -> Option<&str> {
-        self.memory.view.damaged()
+    pub fn view_damage(&self) -> Option<String> {
+        self.memory.view.load().damaged().map(str::to_owned)
     }
 
     /// Damages a record in the view, as a disk does.
     #[cfg(feature = "faults")]
     pub fn damage_view(&self, keyspace: KeyspaceId, key: &[u8]) {
-        self.memory.view.damage(&ViewKey::record(keyspace, self.memory.shard_of(keyspace, key), key));
+        self.memory.view.load().damage(&ViewKey::record(keyspace, self.memory.shard_of(keyspace, key), key));
     }
 
     fn is_overlay_over(&self) -> bool {
@@ -511,7 +520,7 @@ impl Store {
         limit: usize,
     ) -> Result<Vec<(Bytes, Arc<Record>)>, ReadError> {
         let from = ViewKey::record(keyspace, shard, after);
-        let keys = self.memory.view.tombstones(&from, &ViewKey::end(RECORDS, keyspace, shard), limit)?;
+        let keys = self.memory.view.load().tombstones(&from, &ViewKey::end(RECORDS, keyspace, shard), limit)?;
         let mut out = Vec::new();
         for key in keys {
             let record = self.memory.visible(shard, &key)?.unwrap_or_default();
@@ -554,10 +563,12 @@ impl Store {
             conflicts_open,
             log_bytes: self.log.bytes(),
             overlay_bytes: self.memory.overlay_bytes() as u64,
-            view_bytes: self.memory.view.bytes(),
+            view_bytes: self.memory.view.load().bytes(),
+            view_live_bytes: counted.then(|| maintenance.live_bytes()),
+            view_rebuilds: maintenance.rebuilds,
             checkpoint_position: maintenance.checkpoint_position,
             view_position: maintenance.view_position,
-            view_failed: self.view_failure().map(str::to_owned),
+            view_failed: self.view_failure(),
         }
     }
 

@@ -10,6 +10,7 @@
 //! ```text
 //! value   as `packed` has it
 //! seal    number, u64 LE | crc32
+//! born    bytes of the file when it was built, u64 LE | crc32
 //! ```
 
 use std::fs::File;
@@ -23,9 +24,9 @@ use isle_model::{LedgerEntry, Record};
 use rustix::fs::FlockOperation;
 
 use crate::codec::{self, DecodeError};
-use crate::key_filter::KeyFilter;
+use crate::known_keys::KnownKeys;
 use crate::overlay::Item;
-use crate::packed::{Packed, pack, unpack, unpack_row};
+use crate::packed::{Packed, pack, repack, unpack, unpack_row};
 use crate::view_key::{LEDGER, RECORDS, ViewKey};
 
 /// Where the view lives. sled's own I/O does not pass through `Disk`.
@@ -73,11 +74,12 @@ pub(crate) struct View {
     directory: Option<PathBuf>,
     /// The number that the last flush was sealed by.
     seal: AtomicU64,
+    /// How large its file was when it was built in another's place; 0 where it was not.
+    born_bytes: u64,
     faults: Arc<Faults>,
-    /// Keys of records, of those on their way here too.
-    records: KeyFilter,
-    /// Keys of those that are tombstones.
-    tombstones: KeyFilter,
+    keys: Arc<KnownKeys>,
+    /// It goes, and its directory with it, once nobody reads from it any more.
+    retired: AtomicBool,
 }
 
 struct Trees {
@@ -110,7 +112,7 @@ impl Faults {
                 let _ = self.damage.set(error.to_string());
             }
             if self.first.set(error.to_string()).is_ok() {
-                tracing::error!(%error, "the view is damaged, and built anew at the next start");
+                tracing::error!(%error, "a view fails");
             }
         }
         done
@@ -126,6 +128,7 @@ fn catch<T>(ask: impl FnOnce() -> Result<T, ViewError>) -> Result<T, ViewError> 
 }
 
 const SEAL: &[u8] = b"seal";
+const BORN: &[u8] = b"born";
 /// About so much is read at once, for an item may be a thousand times as large as another. It is far below the most that a
 /// checkpoint's chunk may have, whatever the last item adds.
 const SOME_BYTES: usize = 8 << 20;
@@ -143,16 +146,37 @@ impl View {
             ViewPlace::Directory(root) => Some(directory_of(root, generation)),
             ViewPlace::Temporary => None,
         };
-        let trees = catch(|| Trees::open(directory.as_deref(), cache_bytes))?;
-        let (records, tombstones) = (KeyFilter::default(), KeyFilter::default());
-        let (seal, faults) = (AtomicU64::new(0), Arc::default());
-        let view = View { trees: Some(trees), directory, seal, faults, records, tombstones };
-        let seal = view.faults.watch(|| view.trees().seal())?;
-        view.seal.store(seal, Ordering::Release);
+        let view = View::over(directory, cache_bytes, Arc::default())?;
         if view.faults.watch(|| Ok(view.trees().records.iter().next().transpose()?.is_none()))? {
-            view.all_known();
+            view.keys.all_known();
         }
         Ok(view)
+    }
+
+    /// An empty view that is to take this one's place. What a failed attempt has left where it goes is removed.
+    pub(crate) fn successor(&self, place: &ViewPlace, generation: u64, cache_bytes: u64) -> Result<View, ViewError> {
+        let directory = match place {
+            ViewPlace::Directory(root) => Some(directory_of(root, generation)),
+            ViewPlace::Temporary => None,
+        };
+        if let Some(left) = directory.as_deref().filter(|left| left.exists()) {
+            std::fs::remove_dir_all(left)?;
+        }
+        View::over(directory, cache_bytes, self.keys.clone())
+    }
+
+    fn over(directory: Option<PathBuf>, cache_bytes: u64, keys: Arc<KnownKeys>) -> Result<View, ViewError> {
+        let trees = catch(|| Trees::open(directory.as_deref(), cache_bytes))?;
+        let (seal, retired, faults) = (AtomicU64::new(0), AtomicBool::new(false), Arc::default());
+        let mut view = View { trees: Some(trees), directory, seal, born_bytes: 0, faults, keys, retired };
+        let (seal, born_bytes) = view.faults.watch(|| Ok((view.trees().number(SEAL)?, view.trees().number(BORN)?)))?;
+        view.seal.store(seal, Ordering::Release);
+        view.born_bytes = born_bytes;
+        Ok(view)
+    }
+
+    pub(crate) fn keys(&self) -> &Arc<KnownKeys> {
+        &self.keys
     }
 
     fn trees(&self) -> &Trees {
@@ -175,12 +199,17 @@ impl View {
         self.faults.damage.get().map(String::as_str)
     }
 
+    /// How large its file was when it was built in another's place; 0 where it was not.
+    pub(crate) fn born_bytes(&self) -> u64 {
+        self.born_bytes
+    }
+
     pub(crate) fn bytes(&self) -> u64 {
         self.faults.watch(|| Ok(self.trees().db.size_on_disk()?)).unwrap_or(0)
     }
 
     pub(crate) fn record(&self, key: &ViewKey) -> Result<Option<Arc<Record>>, ViewError> {
-        if self.denies(key) {
+        if self.keys.denies(key) {
             return Ok(None);
         }
         self.faults.watch(|| {
@@ -202,20 +231,37 @@ impl View {
 
     /// Items of [start, end), in key order. Both keys are of one tree.
     pub(crate) fn range(
-        &self,
+        self: &Arc<Self>,
         start: &ViewKey,
         end: &ViewKey,
-    ) -> impl Iterator<Item = Result<(ViewKey, Item), ViewError>> + use<> {
-        let tree = start.tree();
-        let from = if tree == LEDGER { self.trees().ledger.clone() } else { self.trees().records.clone() };
+    ) -> impl Iterator<Item = Result<Row, ViewError>> + use<> {
+        self.rows(start, end, |_, tree, key, stored| unpack_row(tree, key, stored))
+    }
+
+    /// The same, with how many bytes each takes here.
+    pub(crate) fn sized_range(
+        self: &Arc<Self>,
+        start: &ViewKey,
+        end: &ViewKey,
+    ) -> impl Iterator<Item = Result<(Row, usize), ViewError>> + use<> {
+        self.rows(start, end, |_, tree, key, stored| Ok((unpack_row(tree, key, stored)?, key.len() + stored.len())))
+    }
+
+    /// An iterator holds on to its view: what a retired one keeps beside its file goes with it.
+    fn rows<T>(
+        self: &Arc<Self>,
+        start: &ViewKey,
+        end: &ViewKey,
+        read: ReadRow<T>,
+    ) -> impl Iterator<Item = Result<T, ViewError>> + use<T> {
+        let (view, tree) = (self.clone(), start.tree());
+        let from = if tree == LEDGER { &self.trees().ledger } else { &self.trees().records };
         let bounds = start.in_tree().to_vec()..end.in_tree().to_vec();
-        let faults = self.faults.clone();
-        let begin = move || faults.watch(|| Ok(from.range(bounds))).ok();
+        let begin = || self.faults.watch(|| Ok(from.range(bounds))).ok();
         let mut rows = (start < end).then(begin).flatten();
-        let faults = self.faults.clone();
         std::iter::from_fn(move || {
-            let next = faults.watch(|| match rows.as_mut().and_then(Iterator::next).transpose()? {
-                Some((key, stored)) => unpack_row(tree, &key, &stored).map(Some),
+            let next = view.faults.watch(|| match rows.as_mut().and_then(Iterator::next).transpose()? {
+                Some((key, stored)) => read(&view, tree, &key, &stored).map(Some),
                 None => Ok(None),
             });
             // After an error there is no next row to be had.
@@ -241,52 +287,52 @@ impl View {
 
     /// The next keys and items of the view, in key order, records before the ledger, as many of up to `most` as are read at
     /// once. None are left where none are returned.
-    pub(crate) fn after(&self, after: Option<&ViewKey>, most: usize) -> Result<Vec<Row>, ViewError> {
-        let ranges = [RECORDS, LEDGER].into_iter().filter_map(|tree| {
-            let start = match after {
-                Some(key) if key.tree() > tree => return None,
-                Some(key) if key.tree() == tree => key.successor(),
-                _ => ViewKey::first(tree),
-            };
-            Some(self.range(&start, &ViewKey::last(tree)))
-        });
-        Ok(some_of(ranges.flatten(), most)?.0)
+    pub(crate) fn after(self: &Arc<Self>, after: Option<&ViewKey>, most: usize) -> Result<Vec<Row>, ViewError> {
+        let rows = bounds_after(after).flat_map(|(start, end)| self.range(&start, &end));
+        Ok(some_of(rows, most)?.0)
     }
 
-    pub(crate) fn put(&self, key: &ViewKey, item: &Packed) -> Result<(), ViewError> {
-        self.expect(key);
+    /// The same, as they are stored.
+    pub(crate) fn packed_after(
+        self: &Arc<Self>,
+        after: Option<&ViewKey>,
+        most: usize,
+    ) -> Result<Vec<(ViewKey, Packed)>, ViewError> {
+        let repacked: ReadRow<_> =
+            |view, tree, key, stored| repack(tree, key, stored, |key| !view.keys.denies_tombstone(key));
+        let rows = bounds_after(after).flat_map(|(start, end)| self.rows(&start, &end, repacked));
+        let (mut some, mut bytes) = (Vec::new(), 0);
+        for row in rows {
+            let (key, packed) = row?;
+            bytes += packed.bytes();
+            some.push((key, packed));
+            if some.len() == most || bytes >= SOME_BYTES {
+                break;
+            }
+        }
+        Ok(some)
+    }
+
+    /// Returns by how many bytes what it holds, keys and values, has become more.
+    pub(crate) fn put(&self, key: &ViewKey, item: &Packed) -> Result<i64, ViewError> {
+        self.keys.expect(key);
         // What was never a tombstone is none to be taken out.
-        let was_dead = !self.tombstones.denies(key.in_tree());
+        let was_dead = !self.keys.denies_tombstone(key);
         if matches!(item, Packed::Record { is_live: false, .. }) {
-            self.tombstones.note(key.in_tree());
+            self.keys.expect_tombstone(key);
         }
         self.faults.watch(|| self.trees().put(key.in_tree(), item, was_dead))
     }
 
-    /// Whether a key is a record's, and neither here nor on its way.
-    pub(crate) fn denies(&self, key: &ViewKey) -> bool {
-        key.tree() == RECORDS && self.records.denies(key.in_tree())
+    /// It is of no use any more: once nobody reads from it, it goes, and its directory with it.
+    pub(crate) fn retire(&self) {
+        self.retired.store(true, Ordering::Release);
     }
 
-    /// An item of this key is staged, and will be put here.
-    pub(crate) fn expect(&self, key: &ViewKey) {
-        if key.tree() == RECORDS {
-            self.records.note(key.in_tree());
-        }
-    }
-
-    /// Of what was here at the start.
-    pub(crate) fn note_known(&self, key: &ViewKey, item: &Item) {
-        self.expect(key);
-        if matches!(item, Item::Record(record) if !record.is_live()) {
-            self.tombstones.note(key.in_tree());
-        }
-    }
-
-    /// Every record that was here at the start has been noted.
-    pub(crate) fn all_known(&self) {
-        self.records.complete();
-        self.tombstones.complete();
+    /// From here on it fails, as if sled had panicked.
+    #[cfg(test)]
+    pub(crate) fn break_down(&self) {
+        self.faults.panicked.store(true, Ordering::Release);
     }
 
     #[cfg(any(test, feature = "faults"))]
@@ -299,7 +345,7 @@ impl View {
     pub(crate) fn flush(&self) -> Result<u64, ViewError> {
         let seal = self.seal.load(Ordering::Acquire) + 1;
         self.faults.watch(|| {
-            self.trees().set_seal(seal)?;
+            self.trees().set_number(SEAL, seal)?;
             self.trees().db.flush()?;
             if let Some(directory) = &self.directory {
                 File::open(directory.join("db"))?.sync_all()?;
@@ -310,10 +356,29 @@ impl View {
         self.seal.store(seal, Ordering::Release);
         Ok(seal)
     }
+
+    /// Flushes what has been built here, and notes how large it is.
+    pub(crate) fn flush_built(&mut self) -> Result<u64, ViewError> {
+        self.flush()?;
+        self.born_bytes = self.faults.watch(|| Ok(self.trees().db.size_on_disk()?))?;
+        self.faults.watch(|| self.trees().set_number(BORN, self.born_bytes))?;
+        self.flush()
+    }
+
+    /// Removed first: what sled still writes to it is not wanted, and nobody waits for its lock.
+    fn remove_retired(&self) {
+        let directory = self.directory.as_ref().filter(|_| self.retired.load(Ordering::Acquire));
+        if let Some(directory) = directory
+            && let Err(error) = std::fs::remove_dir_all(directory)
+        {
+            tracing::warn!(%error, directory = %directory.display(), "a view that is not used any more cannot be removed");
+        }
+    }
 }
 
 impl Drop for View {
     fn drop(&mut self) {
+        self.remove_retired();
         let trees = self.trees.take();
         if self.faults.panicked.load(Ordering::Acquire) {
             // Its locks may be held for ever, and what it would flush is not wanted.
@@ -370,42 +435,61 @@ impl Trees {
         })
     }
 
-    fn seal(&self) -> Result<u64, ViewError> {
-        let Some(stored) = self.seals.get(SEAL)? else { return Ok(0) };
-        let number = unpack(0, SEAL, &stored)?;
+    fn number(&self, of: &[u8]) -> Result<u64, ViewError> {
+        let Some(stored) = self.seals.get(of)? else { return Ok(0) };
+        let number = unpack(0, of, &stored)?;
         let number = number.as_ref().try_into().map_err(|_| ViewError::Checksum { bytes: stored.len() })?;
         Ok(u64::from_le_bytes(number))
     }
 
-    fn set_seal(&self, seal: u64) -> Result<(), ViewError> {
-        self.seals.insert(SEAL, pack(0, SEAL, &seal.to_le_bytes()))?;
+    fn set_number(&self, of: &[u8], number: u64) -> Result<(), ViewError> {
+        self.seals.insert(of, pack(0, of, &number.to_le_bytes()))?;
         Ok(())
     }
 
-    fn put(&self, key: &[u8], item: &Packed, was_dead: bool) -> Result<(), ViewError> {
-        match item {
+    fn put(&self, key: &[u8], item: &Packed, was_dead: bool) -> Result<i64, ViewError> {
+        let replaced = match item {
             Packed::Record { value, is_live } => {
                 // What a kill leaves of the two writes may be the first alone: an entry in the list of tombstones too many costs a
                 // look, and a tombstone that is not in it is never forgotten.
                 if !is_live {
                     self.tombstones.insert(key, &[])?;
                 }
-                self.records.insert(key, &value[..])?;
+                let replaced = self.records.insert(key, &value[..])?;
                 if *is_live && was_dead {
                     self.tombstones.remove(key)?;
                 }
+                replaced
             }
-            Packed::Ledger(value) => _ = self.ledger.insert(key, &value[..])?,
+            Packed::Ledger(value) => self.ledger.insert(key, &value[..])?,
             Packed::Gone => {
-                self.records.remove(key)?;
+                let replaced = self.records.remove(key)?;
                 self.tombstones.remove(key)?;
+                replaced
             }
-        }
-        Ok(())
+        };
+        let before = replaced.map_or(0, |value| key.len() + value.len());
+        let after = if matches!(item, Packed::Gone) { 0 } else { key.len() + item.stored_bytes() };
+        Ok(after as i64 - before as i64)
     }
 }
 
+/// The ranges, each of one tree, that are left of the view after a key.
+fn bounds_after(after: Option<&ViewKey>) -> impl Iterator<Item = (ViewKey, ViewKey)> {
+    [RECORDS, LEDGER].into_iter().filter_map(move |tree| {
+        let start = match after {
+            Some(key) if key.tree() > tree => return None,
+            Some(key) if key.tree() == tree => key.successor(),
+            _ => ViewKey::first(tree),
+        };
+        Some((start, ViewKey::last(tree)))
+    })
+}
+
 pub(crate) type Row = (ViewKey, Item);
+
+/// Makes something of a row: of its tree, its key in there, and what is stored.
+type ReadRow<T> = fn(&View, u8, &[u8], &[u8]) -> Result<T, ViewError>;
 
 /// Up to `most` of some rows and about as many bytes as are read at once, and the last of them where that is not all.
 pub(crate) fn some_of(
@@ -444,7 +528,7 @@ mod tests {
     /// A checkpoint's chunk held a thousand records, however large: with values of 1 MiB it was more than what is read back as one.
     #[test]
     fn what_is_read_of_a_view_at_once_is_bounded_in_bytes() {
-        let view = View::open(&ViewPlace::Temporary, 1, 1 << 20).unwrap();
+        let view = Arc::new(View::open(&ViewPlace::Temporary, 1, 1 << 20).unwrap());
         let keys: Vec<_> = (0..20u8).map(|n| ViewKey::record(KeyspaceId(1), ShardId(0), &[n])).collect();
         for key in &keys {
             view.put(key, &Packed::of(key, &Item::Record(record(1 << 20).into()))).unwrap();

@@ -209,6 +209,7 @@ impl Side {
             checkpoint_log_bytes: 1 << 16,
             flush_log_bytes: 1 << 13,
             view_cache_bytes: 1 << 18,
+            view_rebuild_bytes_min: u64::MAX,
             tail_ring_bytes: 1 << 14,
             disk_reserve_bytes: 0,
         };
@@ -287,6 +288,8 @@ struct Met {
     failed_midway: AtomicU64,
     trims: AtomicU64,
     conflicts: AtomicU64,
+    rebuilds: AtomicU64,
+    killed_while_rebuilding: AtomicU64,
 }
 
 static MET: LazyLock<Met> = LazyLock::new(Met::default);
@@ -389,6 +392,10 @@ impl World {
             16 if self.rng.one_in(4) => self.take_state(),
             17..20 => self.sync(),
             20..23 => {
+                // Of a third of the histories, and without a roll of the dice, so that the others stay as they were.
+                if self.seed.is_multiple_of(3) && self.clock.is_multiple_of(2) {
+                    self.a.store.rebuild_view();
+                }
                 for _ in 0..self.rng.below(12) {
                     self.broken |= self.a.store.maintain().is_err();
                 }
@@ -615,6 +622,7 @@ impl World {
     fn crash(&mut self) {
         met(&MET.failed_midway, u64::from(self.broken));
         met(&MET.conflicts, self.last().ledger.len() as u64);
+        met(&MET.rebuilds, self.a.store.stats().view_rebuilds);
         let how = match self.rng.below(5) {
             0 | 1 => Crash::KeepSynced,
             2 => Crash::KeepSome,
@@ -635,6 +643,7 @@ impl World {
             copy(from.path(), to.path());
             to
         });
+        met(&MET.killed_while_rebuilding, u64::from(root.as_ref().is_some_and(|root| views(root.path()) > 1)));
         if how != Crash::Process {
             self.boots += 1;
         }
@@ -642,6 +651,9 @@ impl World {
         let boot = format!("boot {}", self.boots);
         self.a = Side::open("a", &disk, &place_of(root.as_ref()), self.incarnation, &boot);
         (self.disk, self.root) = (disk, root);
+        if let Some(root) = &self.root {
+            assert_eq!(views(root.path()), 1, "seed {}: a view that does not count is still there", self.seed);
+        }
         let shown = self.a.shown(&mut self.rng);
         let tree = self.a.store.tree();
         let fits: Vec<_> = self.states.iter().map(|state| state.is_recovered_as(&shown, &tree)).collect();
@@ -667,6 +679,12 @@ impl World {
 
 fn place_of(root: Option<&tempfile::TempDir>) -> ViewPlace {
     root.map_or(ViewPlace::Temporary, |root| ViewPlace::Directory(root.path().to_owned()))
+}
+
+/// How many generations of the view there are.
+fn views(root: &Path) -> usize {
+    let names = std::fs::read_dir(root).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name.starts_with("view-")).count()
 }
 
 fn copy(from: &Path, to: &Path) {
@@ -737,9 +755,11 @@ fn whatever_the_crash_a_store_comes_back_as_some_moment_since_its_last_sync() {
         }
     });
     if seeds > 1 {
-        let Met { forgets, chunks, foreign, from_checkpoints, reused_views, failed_midway, trims, conflicts } = &*MET;
+        let Met { forgets, chunks, foreign, from_checkpoints, reused_views, .. } = &*MET;
+        let Met { failed_midway, trims, conflicts, rebuilds, killed_while_rebuilding, .. } = &*MET;
         let all = [forgets, chunks, foreign, from_checkpoints, reused_views, failed_midway, trims, conflicts];
-        let all = all.map(|met| met.load(Relaxed));
+        let all = [&all[..], &[rebuilds, killed_while_rebuilding]].concat();
+        let all: Vec<u64> = all.iter().map(|met| met.load(Relaxed)).collect();
         println!("met: {all:?}");
         assert!(all.iter().all(|times| *times >= 20), "the histories do not come by all that they should: {all:?}");
     }

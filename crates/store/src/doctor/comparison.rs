@@ -126,7 +126,7 @@ impl Items {
         while self.next.is_none() && !self.is_over {
             self.next = self.ahead.next();
             if self.next.is_none() {
-                let more = self.store.memory.view.after(self.last.as_ref(), STEP);
+                let more = self.store.memory.view.load().after(self.last.as_ref(), STEP);
                 let more = more.map_err(|error| error.to_string())?;
                 self.is_over = more.is_empty();
                 self.last = more.last().map(|(key, _)| key.clone());

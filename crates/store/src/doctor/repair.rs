@@ -276,7 +276,7 @@ fn show_what_no_cursor_covers(store: &Store, writers: &mut [ShardWriter]) -> Res
     let mut beyond: BTreeMap<ShardId, Vec<StateChunk>> = BTreeMap::new();
     let mut after = None;
     loop {
-        let some = store.memory.view.after(after.as_ref(), 1024).map_err(|error| error.to_string())?;
+        let some = store.memory.view.load().after(after.as_ref(), 1024).map_err(|error| error.to_string())?;
         let Some((last, _)) = some.last() else { break };
         after = Some(last.clone());
         for chunk in some.iter().filter_map(|(key, item)| beyond_cursors(store, key, item)) {

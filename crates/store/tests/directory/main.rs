@@ -61,6 +61,7 @@ fn config() -> StoreConfig {
         checkpoint_log_bytes: 1 << 16,
         flush_log_bytes: 1 << 14,
         view_cache_bytes: 1 << 18,
+        view_rebuild_bytes_min: u64::MAX,
         tail_ring_bytes: 1 << 14,
         disk_reserve_bytes: 0,
     }
