@@ -62,6 +62,12 @@ fn gauges(out: &mut Exposition, status: &NodeStatus) {
         out.family(name, "gauge", help);
         out.row(name, &[], value as f64);
     }
+    if let Some(bytes) = status.view_live_bytes {
+        out.family("isle_view_live_bytes", "gauge", "What the view holds; it is built anew when it takes far more.");
+        out.row("isle_view_live_bytes", &[], bytes as f64);
+    }
+    out.family("isle_view_rebuilds_total", "counter", "Views built anew because they had outgrown what they held.");
+    out.row("isle_view_rebuilds_total", &[], status.view_rebuilds as f64);
 }
 
 fn counters(out: &mut Exposition, node: &Node) {

@@ -42,6 +42,10 @@ pub struct NodeStatus {
     pub log_bytes: u64,
     pub overlay_bytes: u64,
     pub view_bytes: u64,
+    /// What the view holds, as it is stored; `None` until it has been counted.
+    pub view_live_bytes: Option<u64>,
+    /// How many times it was built anew for having outgrown that, since the start.
+    pub view_rebuilds: u64,
     pub view_failed: Option<String>,
 }
 
@@ -115,6 +119,8 @@ pub(crate) fn status(shared: &Shared) -> NodeStatus {
         log_bytes: stats.log_bytes,
         overlay_bytes: stats.overlay_bytes,
         view_bytes: stats.view_bytes,
+        view_live_bytes: stats.view_live_bytes,
+        view_rebuilds: stats.view_rebuilds,
         view_failed: stats.view_failed,
     }
 }
