@@ -215,7 +215,9 @@ async fn wait_until_linked(nodes: &[Arc<Node>]) {
     let linked = |node: &Arc<Node>| {
         let status = node.status();
         let up = status.peers.iter().all(|peer| peer.receiving && !matches!(peer.state, LinkState::Down));
-        up && matches!(status.state, NodeState::Serving)
+        // So that keyspaces can be made from the first moment on.
+        let agreed = status.metadata.revision > 0 && status.metadata.has_majority;
+        up && agreed && matches!(status.state, NodeState::Serving)
     };
     while !nodes.iter().all(linked) {
         tokio::time::sleep(READY_POLL).await;

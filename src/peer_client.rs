@@ -12,8 +12,8 @@ use hyper_util::rt::TokioIo;
 use isle_model::Region;
 use isle_node::PeerConfig;
 use isle_node::peer::{
-    Connector, FetchReply, FetchRequest, ForwardError, ForwardRequest, Hello, Peer, PeerError, ReadReply, ReadRequest,
-    StateReply, StateRequest, ToReceiver, ToSender,
+    Connector, FetchReply, FetchRequest, ForwardError, ForwardRequest, Hello, MetadataReply, MetadataRequest, Peer,
+    PeerError, ReadReply, ReadRequest, StateReply, StateRequest, ToReceiver, ToSender,
 };
 use isle_node::{NodeError, WriteReply};
 use isle_proto::v1::peer_client::PeerClient;
@@ -140,5 +140,11 @@ impl Peer for TonicPeer {
         let message = forward_wire::read_request(&self.identity, asked);
         let answer = self.client.clone().read(message).await;
         forward_wire::to_read_reply(answer.map_err(|status| forward_wire::to_forward_error(&status))?.into_inner())
+    }
+
+    async fn metadata(&self, asked: MetadataRequest) -> Result<MetadataReply, PeerError> {
+        let message = request(peer_wire::metadata_request(&self.identity, asked));
+        let answer = self.client.clone().metadata(message).await.map_err(|status| to_peer(&status))?;
+        Ok(MetadataReply { body: answer.into_inner().body })
     }
 }

@@ -87,6 +87,15 @@ fn region_json(region: &v1::RegionStatus) -> Json {
         "log_bytes": known(region.log_bytes.into()),
         "view_bytes": known(region.view_bytes.into()),
         "overlay_bytes": known(region.overlay_bytes.into()),
+        "metadata": region.metadata.as_ref().map(metadata_json),
+    })
+}
+
+fn metadata_json(metadata: &v1::MetadataStatus) -> Json {
+    json!({
+        "revision": metadata.revision,
+        "leader": Some(&metadata.leader).filter(|leader| !leader.is_empty()),
+        "has_majority": metadata.has_majority,
     })
 }
 
@@ -117,6 +126,13 @@ fn table(cluster: &str, regions: &[v1::RegionStatus]) -> Vec<String> {
     let head = ["from", "to", "state", "lag", "behind", "sent"];
     let rows = regions.iter().flat_map(|region| region.peers.iter().map(|peer| peer_row(region, peer)));
     lines.extend(columns(std::iter::once(head.map(str::to_owned)).chain(rows).collect()));
+    for region in regions {
+        let metadata = region.metadata.as_ref().filter(|metadata| !metadata.has_majority);
+        lines.extend(metadata.map(|metadata| {
+            let known = metadata.revision;
+            format!("\n{}: hears no majority; it serves by the metadata it knows (revision {known}), which cannot be changed now", region.region)
+        }));
+    }
     for region in regions.iter().filter(|region| !region.cause.is_empty()) {
         lines.push(format!("\n{}: {}", region.region, region.cause));
     }

@@ -88,6 +88,7 @@ impl ClusterService {
             view_bytes: status.view_bytes,
             overlay_bytes: status.overlay_bytes,
             quarantined,
+            metadata: Some(metadata(status.metadata)),
             ..v1::RegionStatus::default()
         }
     }
@@ -134,6 +135,14 @@ fn state_of(state: &NodeState) -> (v1::RegionState, Option<String>) {
 
 fn clock_ahead(by_ms: u64) -> String {
     isle_node::NodeError::ClockAhead { by_ms }.to_string()
+}
+
+fn metadata(from: isle_node::MetadataStatus) -> v1::MetadataStatus {
+    v1::MetadataStatus {
+        revision: from.revision,
+        leader: from.leader.map(|region| region.to_string()).unwrap_or_default(),
+        has_majority: from.has_majority,
+    }
 }
 
 fn keyspace(from: isle_node::KeyspaceStatus) -> v1::KeyspaceStatus {

@@ -113,6 +113,17 @@ impl Peer for PeerService {
         let reply = self.node.serve_read(asked).await.map_err(|error| of_node(&error))?;
         Ok(Response::new(forward_wire::read_response(&reply)))
     }
+
+    async fn metadata(&self, request: Request<v1::MetadataRequest>) -> Result<Response<v1::MetadataResponse>, Status> {
+        let caller = caller(&request);
+        let answered = async {
+            let asked = peer_wire::to_metadata_request(&self.identity, request.into_inner())?;
+            self.vouched(caller.as_ref(), &asked.asker)?;
+            self.node.serve_metadata(asked).await
+        };
+        let reply = answered.await.map_err(|error| of_peer(&error))?;
+        Ok(Response::new(v1::MetadataResponse { body: reply.body }))
+    }
 }
 
 fn refused(reason: &str) -> Status {

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use isle_model::{Incarnation, KeyspaceId, Region, ShardId, Vector};
 use isle_node::peer::{
-    DeltaBatch, FetchReply, FetchRequest, Fingerprints, Hello, PeerError, StateReply, StateRequest, ToReceiver,
-    ToSender,
+    DeltaBatch, FetchReply, FetchRequest, Fingerprints, Hello, MetadataRequest, PeerError, StateReply, StateRequest,
+    ToReceiver, ToSender,
 };
 use isle_proto::{convert, storage, v1};
 use isle_store::codec;
@@ -278,6 +278,21 @@ pub fn to_state_request(identity: &Identity, from: v1::StateRequest) -> Result<S
         shard: ShardId(from.shard),
         start: from.start,
         bytes_max: from.bytes_max,
+    })
+}
+
+pub fn metadata_request(identity: &Identity, from: MetadataRequest) -> v1::MetadataRequest {
+    let caller = identity.caller().map(|caller| v1::Caller { incarnation: from.incarnation.0, ..caller });
+    v1::MetadataRequest { caller, to: from.to.to_string(), body: from.body }
+}
+
+pub fn to_metadata_request(identity: &Identity, from: v1::MetadataRequest) -> Result<MetadataRequest, PeerError> {
+    let incarnation = from.caller.as_ref().map_or(0, |caller| caller.incarnation);
+    Ok(MetadataRequest {
+        asker: identity.check(from.caller)?,
+        incarnation: Incarnation(incarnation),
+        to: convert::to_region(&from.to).map_err(corrupt)?,
+        body: from.body,
     })
 }
 

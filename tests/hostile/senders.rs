@@ -78,6 +78,10 @@ impl Peer for Service {
         let shard = request.into_inner().shard;
         self.states.lock().await.get(&shard).cloned().map(Response::new).ok_or(Status::unavailable("none"))
     }
+
+    async fn metadata(&self, _: Request<v1::MetadataRequest>) -> Result<Response<v1::MetadataResponse>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
 }
 
 impl Drop for Evil {

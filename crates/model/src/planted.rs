@@ -33,6 +33,10 @@ pub enum Bug {
     TakeForeignHome = 14,
     /// A strong read is served from what the region has that was asked (strong reads).
     StrongFromHere = 15,
+    /// A vote for a leader of the metadata is not written down (metadata).
+    VoteNotDurable = 13,
+    /// A change of the metadata is acknowledged before most regions have it (metadata).
+    ChangeBeforeCommit = 16,
 }
 
 impl Bug {

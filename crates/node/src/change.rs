@@ -1,8 +1,9 @@
 //! Changes of what all regions agree on.
 
 use isle_model::metadata::{Command, Keyspace, Refused};
+use isle_model::policy::Fault;
 
-use crate::{Node, RequestContext};
+use crate::{Node, RequestContext, cluster};
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChangeError {
@@ -26,9 +27,10 @@ impl Node {
         if ctx.is_expired() {
             return Err(ChangeError::DeadlineExpired);
         }
-        let mut metadata = isle_model::metadata::Metadata::clone(&self.metadata());
-        let changed = metadata.apply(metadata.revision + 1, command)?;
-        self.learn(metadata);
-        Ok(changed)
+        if !cluster::fits(&command) {
+            let rule = "is larger than the cluster's metadata can carry in one change".to_owned();
+            return Err(Refused::Faulty { faults: vec![Fault { field: "policy".into(), rule }] }.into());
+        }
+        cluster::change(self.shared(), ctx, command).await
     }
 }

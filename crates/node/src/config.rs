@@ -4,9 +4,11 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use isle_model::limits::{CLOCK_DRIFT_MS_MAX, SHARDS_DEFAULT, SHARDS_MAX};
-use isle_model::metadata::{Metadata, is_name};
-use isle_model::policy::{Member, Policy, Writes};
+use isle_model::metadata::{Command, Metadata, is_name};
+use isle_model::policy::{Member, Members, Policy, Writes};
 use isle_model::{KeyspaceId, Region, TokenKey};
+
+use crate::cluster::{fits, voter_id};
 
 /// A keyspace that the cluster begins with. Those made later are the cluster's own knowledge.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,6 +77,12 @@ pub struct NodeConfig {
     /// First and longest wait between two dials.
     pub backoff_min: Duration,
     pub backoff_max: Duration,
+    /// How often the leader of the cluster's metadata is heard. A region farther away than this, there and back, takes no part.
+    pub metadata_heartbeat: Duration,
+    /// A leader that was not heard for twice to four times as long is replaced.
+    pub metadata_election: Duration,
+    /// Changes after which the metadata's log is replaced by a snapshot.
+    pub metadata_log_entries: u64,
 }
 
 impl Default for NodeConfig {
@@ -105,6 +113,12 @@ impl Default for NodeConfig {
             repair_after: Duration::from_secs(2),
             backoff_min: Duration::from_millis(50),
             backoff_max: Duration::from_secs(2),
+            // Above any round trip on earth, and one small message a link.
+            metadata_heartbeat: Duration::from_millis(500),
+            // So a leader goes after 3 to 4 s of silence: as long as links are believed in, and several heartbeats lost.
+            metadata_election: Duration::from_secs(1),
+            // Some 100 KB, which each change writes anew.
+            metadata_log_entries: 100,
         }
     }
 }
@@ -146,6 +160,9 @@ impl NodeConfig {
             check(is_name(peer.region.as_str()), format!("peers: {:?} is not a name", peer.region.as_str()));
             check(regions.insert(&peer.region), format!("peers: {} is named twice, or is this region", peer.region));
         }
+        let voters: BTreeSet<u64> = regions.iter().map(|region| voter_id(region)).collect();
+        check(voters.len() == regions.len(), "peers: two regions' names have the same hash; rename one".to_owned());
+        check(fits(&self.found()), "keyspaces: are larger than the cluster's metadata can begin with".to_owned());
         for (name, bytes) in [
             ("queue_bytes_max", u64::from(self.queue_bytes_max)),
             ("batch_bytes_max", self.batch_bytes_max as u64),
@@ -158,6 +175,7 @@ impl NodeConfig {
             ("statement_interval", self.statement_interval),
             ("heartbeat_interval", self.heartbeat_interval),
             ("backoff_min", self.backoff_min),
+            ("metadata_heartbeat", self.metadata_heartbeat),
         ] {
             check(!span.is_zero(), format!("{name}: is zero"));
         }
@@ -165,17 +183,38 @@ impl NodeConfig {
             self.silence_max >= 2 * self.heartbeat_interval,
             "silence_max: is shorter than two heartbeats".to_owned(),
         );
+        check(
+            self.metadata_election >= 2 * self.metadata_heartbeat,
+            "metadata_election: is shorter than two heartbeats".to_owned(),
+        );
+        check(self.metadata_log_entries > 0, "metadata_log_entries: is zero".to_owned());
         check(self.backoff_min <= self.backoff_max, "backoff_min: is longer than backoff_max".to_owned());
         if faults.is_empty() { Ok(()) } else { Err(ConfigFaults { faults }) }
     }
 
+    /// Every region of the cluster.
+    pub(crate) fn regions(&self) -> impl Iterator<Item = &Region> {
+        self.peers.iter().map(|peer| &peer.region).chain([&self.region])
+    }
+
     /// What the cluster is before it has agreed on anything.
     pub(crate) fn metadata(&self) -> Metadata {
+        Metadata::provisional(self.members(), self.begin_with())
+    }
+
+    /// What a first leader proposes.
+    pub(crate) fn found(&self) -> Command {
+        Command::Found { members: self.members(), keyspaces: self.begin_with().collect() }
+    }
+
+    fn members(&self) -> Members {
         let member = |jurisdiction: &String| Member { jurisdiction: jurisdiction.clone() };
         let peers = self.peers.iter().map(|peer| (peer.region.clone(), member(&peer.jurisdiction)));
-        let members = peers.chain([(self.region.clone(), member(&self.jurisdiction))]).collect();
-        let keyspaces = self.keyspaces.iter();
-        Metadata::provisional(members, keyspaces.map(|ks| (ks.id, ks.name.clone(), ks.policy.clone())))
+        peers.chain([(self.region.clone(), member(&self.jurisdiction))]).collect()
+    }
+
+    fn begin_with(&self) -> impl Iterator<Item = (KeyspaceId, String, Policy)> {
+        self.keyspaces.iter().map(|ks| (ks.id, ks.name.clone(), ks.policy.clone()))
     }
 }
 

@@ -7,6 +7,7 @@
 //!            └▶ replication: peers ═▶ inbound     outbound ═▶ peers      (by Peer and Connector, see peer)
 //!                              repair ┘               └ egress: the gate
 //!            maintenance: statements, tombstones, trimming
+//!            cluster: the metadata that all regions agree on ─▶ catalog
 //! ```
 //! It knows no wire format and no file: those are the server's and the store's. Time, peers, chance and storage are parts
 //! handed to `Node::start`.
@@ -14,6 +15,7 @@
 mod catalog;
 mod change;
 mod clock;
+mod cluster;
 mod completing;
 mod config;
 mod context;
@@ -36,6 +38,7 @@ mod status;
 
 pub use change::ChangeError;
 pub use clock::{Clock, SystemClock};
+pub use cluster::{Damaged as DamagedMetadata, MetadataStatus};
 pub use config::{ConfigFaults, KeyspaceConfig, NodeConfig, PeerConfig};
 pub use context::RequestContext;
 pub use counters::{Counter, Counters, PeerCounters};

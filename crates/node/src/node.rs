@@ -27,12 +27,14 @@ use tokio::time::Instant;
 
 use crate::catalog::Known;
 use crate::clock::Clock;
+use crate::cluster::{self, Damaged, Storage};
 use crate::config::ConfigFaults;
 use crate::counters::Counters;
 use crate::forward::{Patience, Wait, home_named};
 use crate::homes;
 use crate::peer::{
-    Connector, FetchReply, FetchRequest, Hello, PeerError, StateReply, StateRequest, ToReceiver, ToSender,
+    Connector, FetchReply, FetchRequest, Hello, MetadataReply, MetadataRequest, PeerError, StateReply, StateRequest,
+    ToReceiver, ToSender,
 };
 use crate::replication::handshake::{Met, hello_for, meet};
 use crate::replication::inbound::Inbound;
@@ -79,6 +81,8 @@ pub enum StartError {
     Shards { store: usize, config: u32 },
     #[error("the storage's threads do not start: {0}")]
     Threads(String),
+    #[error(transparent)]
+    Metadata(#[from] Damaged),
 }
 
 /// What must hold of the newest state, or nothing is written.
@@ -240,6 +244,8 @@ impl Node {
         if writers.len() != config.shards as usize {
             return Err(StartError::Shards { store: writers.len(), config: config.shards });
         }
+        let founders = config.regions().cloned().collect();
+        let group = cluster::Group::new(Storage::open(store.disk().clone(), founders)?);
         let (queues, waiting): (Vec<_>, Vec<_>) =
             (0..config.shards).map(|shard| ShardQueue::new(ShardId(shard), config.queue_bytes_max)).unzip();
         let mut peers = BTreeMap::new();
@@ -259,7 +265,7 @@ impl Node {
             inbound.push((peer.clone(), commanded));
         }
         let has_threads = sync == SyncDriver::Threads;
-        let shared = Arc::new(Shared::new(config, store, clock, queues, peers, has_threads));
+        let shared = Arc::new(Shared::new(config, store, clock, group, queues, peers, has_threads));
         let mut tasks = Tasks {
             links: JoinSet::new(),
             loops: JoinSet::new(),
@@ -282,6 +288,7 @@ impl Node {
             let link = Inbound { shared: shared.clone(), connector: connector.clone(), peer, commands, rng };
             tasks.links.spawn(link.run(stop()));
         }
+        tasks.links.spawn(cluster::run(shared.clone(), rng_of(seed, "metadata"), stop()));
         tasks.links.spawn(repair.run(stop()));
         tasks.links.spawn(maintenance::Upkeep::new(shared.clone()).run(stop()));
         tasks.links.spawn(maintenance::pulse(shared.clone(), stop()));
@@ -297,8 +304,8 @@ impl Node {
         self.shared.catalog.known().metadata.clone()
     }
 
-    pub(crate) fn learn(&self, metadata: Metadata) {
-        self.shared.catalog.learn(metadata);
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
     }
 
     pub fn counters(&self) -> &Counters {
@@ -765,6 +772,10 @@ impl Node {
 
     pub async fn serve_state(&self, request: StateRequest) -> Result<StateReply, PeerError> {
         serve_state(&self.shared, &request)
+    }
+
+    pub async fn serve_metadata(&self, request: MetadataRequest) -> Result<MetadataReply, PeerError> {
+        cluster::serve(&self.shared, request).await
     }
 
     /// Carries out what was accepted, syncs, and closes the storage. A second call finds nothing left to do.

@@ -6,7 +6,7 @@
 //!        ◀── Hello, then Deltas, NeedsState, Heartbeat, ProbeAnswer
 //!    Ack, Probe, Refetch ──▶
 //! ```
-//! Each pair of regions has two such subscriptions, one each way. `fetch` and `state` are calls of their own.
+//! Each pair of regions has two such subscriptions, one each way. `fetch`, `state` and `metadata` are calls of their own.
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -192,6 +192,21 @@ pub enum ForwardError {
     Refused(Box<RemoteError>),
 }
 
+/// What a region's voter asks another's about the cluster's metadata. What is asked means something to the two voters only.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MetadataRequest {
+    pub asker: Region,
+    pub incarnation: Incarnation,
+    /// Whom the asker means to reach.
+    pub to: Region,
+    pub body: Bytes,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MetadataReply {
+    pub body: Bytes,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PeerError {
     /// Dial again after a while.
@@ -231,4 +246,6 @@ pub trait Peer: Send + Sync {
     /// One reply a write, in their order.
     async fn forward(&self, request: ForwardRequest) -> Result<Vec<Result<WriteReply, NodeError>>, ForwardError>;
     async fn read(&self, request: ReadRequest) -> Result<ReadReply, ForwardError>;
+    /// Of the errors, `NotReady`, `Incompatible` and `Stopping` say that nothing was done.
+    async fn metadata(&self, request: MetadataRequest) -> Result<MetadataReply, PeerError>;
 }

@@ -13,6 +13,7 @@ use tokio::sync::{Notify, Semaphore, mpsc, watch};
 
 use crate::catalog::{Catalog, Fingerprints};
 use crate::clock::{Clock, ahead_of_most};
+use crate::cluster::Group;
 use crate::completing::Completing;
 use crate::counters::Counters;
 use crate::durability::Durability;
@@ -33,7 +34,8 @@ pub(crate) struct Shared {
     pub(crate) config: NodeConfig,
     pub(crate) store: Arc<Store>,
     pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) catalog: Catalog,
+    pub(crate) catalog: Arc<Catalog>,
+    pub(crate) group: Group,
     hlc: Mutex<HlcClock>,
     pub(crate) counters: Counters,
     pub(crate) durability: Durability,
@@ -111,6 +113,7 @@ impl Shared {
         config: NodeConfig,
         store: Arc<Store>,
         clock: Arc<dyn Clock>,
+        group: Group,
         queues: Vec<ShardQueue>,
         peers: BTreeMap<Region, PeerSlot>,
         has_threads: bool,
@@ -119,6 +122,8 @@ impl Shared {
         let mut ages = AgeMarks::default();
         ages.note(store.durable(), now);
         let mut standing = Standing::new(store.expired_holders());
+        let catalog = Catalog::new(config.metadata());
+        catalog.learn(group.storage().metadata());
         for (region, incarnation) in admitted_by(&store, peers.keys()) {
             standing.admit(&region, incarnation);
         }
@@ -140,7 +145,8 @@ impl Shared {
             confirmations: watch::Sender::new(()),
             stop: watch::Sender::new(false),
             has_threads,
-            catalog: Catalog::new(config.metadata()),
+            catalog: Arc::new(catalog),
+            group,
             config,
             store,
             clock,

@@ -79,6 +79,11 @@ impl Standing {
         }
     }
 
+    /// The incarnation that goes on for a region.
+    pub(crate) fn admitted(&self, region: &Region) -> Option<Incarnation> {
+        self.admitted.get(region).copied()
+    }
+
     pub(crate) fn admit(&mut self, region: &Region, incarnation: Incarnation) {
         let before = self.admitted.insert(region.clone(), incarnation);
         self.replaced.extend(before.filter(|before| *before != incarnation));

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use isle_model::{Incarnation, KeyspaceId, Region};
 
+use crate::cluster::{self, MetadataStatus};
 use crate::egress::{Gate, Verdict};
 use crate::replication::link::LinkState;
 use crate::replication::outbound::lag_of;
@@ -47,6 +48,7 @@ pub struct NodeStatus {
     /// How many times it was built anew for having outgrown that, since the start.
     pub view_rebuilds: u64,
     pub view_failed: Option<String>,
+    pub metadata: MetadataStatus,
 }
 
 #[derive(Clone, Debug)]
@@ -122,6 +124,7 @@ pub(crate) fn status(shared: &Shared) -> NodeStatus {
         view_live_bytes: stats.view_live_bytes,
         view_rebuilds: stats.view_rebuilds,
         view_failed: stats.view_failed,
+        metadata: cluster::status(shared),
     }
 }
 

@@ -182,6 +182,11 @@ pub struct Store {
 }
 
 impl Store {
+    /// The data directory. Files at its top that are not the store's are left alone.
+    pub fn disk(&self) -> &Arc<dyn Disk> {
+        &self.disk
+    }
+
     pub fn region(&self) -> &Region {
         &self.memory.region
     }

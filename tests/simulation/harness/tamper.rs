@@ -14,8 +14,8 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use isle_model::{Body, KeyspaceId, ShardId};
 use isle_node::peer::{
-    Connector, DeltaBatch, FetchReply, FetchRequest, ForwardError, ForwardRequest, Hello, Peer, PeerError, ReadReply,
-    ReadRequest, StateReply, StateRequest, ToReceiver, ToSender, Unpacker,
+    Connector, DeltaBatch, FetchReply, FetchRequest, ForwardError, ForwardRequest, Hello, MetadataReply,
+    MetadataRequest, Peer, PeerError, ReadReply, ReadRequest, StateReply, StateRequest, ToReceiver, ToSender, Unpacker,
 };
 use isle_node::{NodeError, PeerConfig, WriteReply};
 use isle_store::codec;
@@ -117,6 +117,10 @@ impl Peer for Tampered {
 
     async fn read(&self, request: ReadRequest) -> Result<ReadReply, ForwardError> {
         self.inner.read(request).await
+    }
+
+    async fn metadata(&self, request: MetadataRequest) -> Result<MetadataReply, PeerError> {
+        self.chance.deliver(self.inner.metadata(request).await)
     }
 }
 

@@ -15,8 +15,8 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use isle_model::{Epoch, FieldName, Incarnation, KeyspaceId, Mutation, Region, ShardId, TokenKey, Value};
 use isle_node::peer::{
-    Connector, FetchReply, FetchRequest, ForwardError, ForwardRequest, Hello, Peer, PeerError, ReadReply, ReadRequest,
-    StateReply, StateRequest, ToReceiver, ToSender, Unpacker,
+    Connector, FetchReply, FetchRequest, ForwardError, ForwardRequest, Hello, MetadataReply, MetadataRequest, Peer,
+    PeerError, ReadReply, ReadRequest, StateReply, StateRequest, ToReceiver, ToSender, Unpacker,
 };
 use isle_node::{
     Clock, Consistency, GetReply, GetRequest, Node, NodeConfig, NodeError, Parts, PeerConfig, PreconditionAsked,
@@ -144,6 +144,15 @@ impl Peer for Line {
             return Err(PeerError::NotReady { reason: "no more chunks are to be had".to_owned() });
         }
         self.node()?.serve_state(request).await
+    }
+
+    async fn metadata(&self, request: MetadataRequest) -> Result<MetadataReply, PeerError> {
+        let node = self.node()?;
+        tokio::select! {
+            biased;
+            () = self.cut() => Err(unreachable()),
+            reply = node.serve_metadata(request) => reply,
+        }
     }
 
     async fn forward(&self, request: ForwardRequest) -> Result<Vec<Result<WriteReply, NodeError>>, ForwardError> {
