@@ -68,7 +68,7 @@ impl Policy {
         faults.check(self.conflict == ConflictRule::Version, "conflict", format!("siblings {later}; use version"));
         faults.check(self.read_default != ReadDefault::Session, "read_default", format!("session {later}"));
         faults.check(self.ttl.is_none(), "ttl", later);
-        faults.check(self.request_ids == RequestIds::Optional, "request_id", format!("required {later}"));
+        faults.check(self.request_ids == RequestIds::Optional, "request_ids", format!("required {later}"));
         faults.check(self.request_id_window == REQUEST_ID_WINDOW, "request_id_window", later);
         faults.0
     }

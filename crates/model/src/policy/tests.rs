@@ -48,8 +48,11 @@ fn what_has_no_home_forwards_nothing() {
 
 #[test]
 fn what_is_not_built_is_refused_by_name() {
-    let policy = Policy { tier: Tier::Cold(COLD_INTERVAL), ttl: Some(WARM_INTERVAL), ..Policy::default() };
-    assert_eq!(fields(&policy.unimplemented()), ["tier", "ttl"]);
+    let request_ids = RequestIds::Required;
+    let policy = Policy { tier: Tier::Cold(COLD_INTERVAL), ttl: Some(WARM_INTERVAL), request_ids, ..Policy::default() };
+    let unimplemented = policy.unimplemented();
+    assert_eq!(fields(&unimplemented), ["tier", "ttl", "request_ids"]);
+    assert!(unimplemented.iter().all(|fault| SETTINGS.contains(&fault.field.as_ref())), "{unimplemented:?}");
 }
 
 #[test]
@@ -121,6 +124,21 @@ fn what_is_shown_is_read_as_the_same() {
     same::<ReadDefault>(&["eventual", "session", "bounded(1s500ms)", "strong"]);
     same::<HomeRule>(&["creator", "hash", "prefixes(a%2cb=us,eu/=eu-1,*=ap)"]);
     same::<Residency>(&["all", "eu", "eu,us,region:ap"]);
+}
+
+/// Stored metadata is this text: a prefix that began with a tab lost it, and its keys their home.
+#[test]
+fn prefixes_and_labels_keep_white_space() {
+    for odd in ["\ta", "a\n", "\u{a0}", " ", "a b "] {
+        let prefixes = [(odd.to_owned(), Region::new("us")), (String::new(), Region::new("ap"))].into();
+        let home = HomeRule::Prefixes(prefixes);
+        assert_eq!(home.to_string().parse(), Ok(home), "{odd:?}");
+        let labels = [(odd.to_owned(), odd.to_owned())].into();
+        let policy = Policy { labels, ..Policy::default() };
+        let shown = policy.settings();
+        let settings = shown.iter().map(|(name, text)| (*name, text.as_str()));
+        assert_eq!(Policy::of_settings(settings), Ok(policy), "{odd:?}");
+    }
 }
 
 #[test]

@@ -50,11 +50,16 @@ words!(Writes, "forward, anywhere, strong",
 words!(ConflictRule, "version, siblings", "version" => ConflictRule::Version, "siblings" => ConflictRule::Siblings);
 words!(RequestIds, "optional, required", "optional" => RequestIds::Optional, "required" => RequestIds::Required);
 
+/// Without the spaces around it. A prefix or a label may begin with a tab or a line's end, which stand for themselves.
+fn bare(text: &str) -> &str {
+    text.trim_matches(' ')
+}
+
 /// `word` or `word(argument)`.
 fn call(text: &str) -> (&str, Option<&str>) {
     match text.strip_suffix(')').and_then(|open| open.split_once('(')) {
-        Some((word, argument)) => (word.trim(), Some(argument.trim())),
-        None => (text.trim(), None),
+        Some((word, argument)) => (bare(word), Some(bare(argument))),
+        None => (bare(text), None),
     }
 }
 
@@ -208,7 +213,7 @@ fn labels(text: &str) -> Option<BTreeMap<String, String>> {
     }
     let label = |part: &str| {
         let (name, value) = part.split_once('=')?;
-        Some((unescape(name.trim()).filter(|name| !name.is_empty())?, unescape(value.trim())?))
+        Some((unescape(bare(name)).filter(|name| !name.is_empty())?, unescape(bare(value))?))
     };
     text.split(',').map(label).collect()
 }
@@ -217,9 +222,9 @@ fn labels(text: &str) -> Option<BTreeMap<String, String>> {
 fn prefixes(list: &str) -> Option<BTreeMap<String, Region>> {
     let mut out = BTreeMap::new();
     for part in list.split(',') {
-        let (prefix, region) = part.trim().split_once('=')?;
-        let is_new = out.insert(unescape(prefix.trim())?, Region::new(region.trim())).is_none();
-        if region.trim().is_empty() || !is_new {
+        let (prefix, region) = part.split_once('=')?;
+        let is_new = out.insert(unescape(bare(prefix))?, Region::new(bare(region))).is_none();
+        if bare(region).is_empty() || !is_new {
             return None;
         }
     }
