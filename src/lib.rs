@@ -1,7 +1,7 @@
 //! `isle`, put together: everything that meets the network, the file system of the config and the person at the terminal.
 //!
 //! ```text
-//! cli ── config, output            what is asked for, and how it is shown
+//! cli ── config, output, toml_file what is asked for, and how it is shown
 //!  ├─ dev ── links                 a whole cluster in one process
 //!  └─ server                       one region's node and its three ports
 //!       ├─ connection, tls         the seam: TCP, TLS and simulated links alike
@@ -35,4 +35,5 @@ pub mod server;
 pub mod services;
 pub mod status_table;
 pub mod tls;
+mod toml_file;
 pub mod units;

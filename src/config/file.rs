@@ -1,44 +1,20 @@
-//! A TOML file, walked with its positions kept, so that every fault names its line.
+//! The TOML file of a node, walked with its positions kept, so that every fault names its line.
 
 use isle_model::policy::{Policy, SETTINGS};
-use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::{Draft, KEYS, Keyspace, Peer};
-
-type Entry<'a, 'i> = (&'a str, &'a Spanned<DeValue<'i>>, String);
+use crate::toml_file::{TomlFile as File, text_of};
 
 pub(super) fn read(draft: &mut Draft, name: &str, text: &str) {
     let file = File { name, text };
-    let (table, errors) = DeTable::parse_recoverable(text);
-    for error in &errors {
-        let place = file.place(error.span().map_or(0, |span| span.start));
-        draft.fault(&place, error.message());
+    match file.parse() {
+        Ok(table) => file.table(draft, "", table.get_ref()),
+        Err(faults) => draft.faults.extend(faults),
     }
-    if errors.is_empty() {
-        file.table(draft, "", table.get_ref());
-    }
-}
-
-struct File<'a> {
-    name: &'a str,
-    text: &'a str,
 }
 
 impl File<'_> {
-    fn place(&self, offset: usize) -> String {
-        let line = 1 + self.text.as_bytes().iter().take(offset).filter(|b| **b == b'\n').count();
-        format!("{}:{line}", self.name)
-    }
-
-    fn entries<'a, 'i>(&self, table: &'a DeTable<'i>) -> Vec<Entry<'a, 'i>> {
-        let entry = |(key, value): (&'a Spanned<_>, &'a Spanned<DeValue<'i>>)| {
-            let key: &'a Spanned<std::borrow::Cow<'i, str>> = key;
-            (key.get_ref().as_ref(), value, self.place(key.span().start))
-        };
-        table.iter().map(entry).collect()
-    }
-
     fn table(&self, draft: &mut Draft, prefix: &str, table: &DeTable<'_>) {
         for (key, value, place) in self.entries(table) {
             let name = if prefix.is_empty() { key.to_owned() } else { format!("{prefix}.{key}") };
@@ -142,14 +118,4 @@ impl Row {
 
 fn is_section(name: &str) -> bool {
     KEYS.iter().any(|key| key.name.strip_prefix(name).is_some_and(|rest| rest.starts_with('.')))
-}
-
-/// The text of a plain value: all sources of a setting are read by the same function.
-fn text_of(value: &DeValue<'_>) -> Option<String> {
-    match value {
-        DeValue::String(text) => Some(text.to_string()),
-        DeValue::Integer(number) => Some(number.to_string()),
-        DeValue::Boolean(truth) => Some(truth.to_string()),
-        _ => None,
-    }
 }
