@@ -24,7 +24,7 @@ use tower::{Layer, Service};
 
 use crate::status_table;
 
-const LIMITED: &str = "/isle.v1.Kv/";
+const LIMITED: [&str; 2] = ["/isle.v1.Kv/", "/isle.v1.Keyspaces/"];
 /// It lasts as long as its client likes.
 const STREAM: &str = "/isle.v1.Kv/Write";
 /// `requests_max` bounds what these take.
@@ -89,7 +89,7 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        if !request.uri().path().starts_with(LIMITED) {
+        if !LIMITED.iter().any(|service| request.uri().path().starts_with(service)) {
             return Box::pin(self.inner.call(request));
         }
         let Ok(permit) = self.permits.clone().try_acquire_owned() else {

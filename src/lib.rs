@@ -6,8 +6,9 @@
 //!  └─ server                       one region's node and its three ports
 //!       ├─ connection, tls         the seam: TCP, TLS and simulated links alike
 //!       ├─ request_context, admission       what every request passes
-//!       ├─ services                Kv, Cluster, Peer, DevLinks, and their wire formats
-//!       │    └─ status_table       the one table of errors
+//!       ├─ services                Kv, Keyspaces, Cluster, Peer, DevLinks, and their wire formats
+//!       │    ├─ status_table       the one table of errors
+//!       │    └─ etag, page_token   what clients hand back as they got it
 //!       ├─ peer_client             dialling other regions
 //!       │    └─ checked_channel    what comes back, looked at before it is read
 //!       ├─ http, metrics           metrics and health
@@ -24,6 +25,7 @@ pub mod cli;
 pub mod config;
 pub mod connection;
 pub mod dev;
+mod etag;
 pub mod http;
 pub mod links;
 pub mod metrics;

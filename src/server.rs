@@ -20,6 +20,7 @@ use isle_node::{
 };
 use isle_proto::v1::cluster_server::ClusterServer;
 use isle_proto::v1::dev_links_server::DevLinksServer;
+use isle_proto::v1::keyspaces_server::KeyspacesServer;
 use isle_proto::v1::kv_server::KvServer;
 use isle_proto::v1::peer_server::PeerServer;
 use isle_store::disk::{Disk, RealDisk};
@@ -46,6 +47,7 @@ use crate::peer_client::{CONNECTION_WINDOW_BYTES, PEER_MESSAGE_BYTES_MAX, STREAM
 use crate::request_context::RequestContextLayer;
 use crate::services::cluster::{ClusterService, Facts};
 use crate::services::dev_links::DevLinksService;
+use crate::services::keyspaces::KeyspacesService;
 use crate::services::kv::KvService;
 use crate::services::peer::PeerService;
 use crate::services::peer_wire::Identity;
@@ -54,6 +56,8 @@ use crate::{boot, http};
 
 /// Above a batch of 4 MiB, so that one that is a little too large is told which field is.
 const CLIENT_MESSAGE_BYTES_MAX: usize = 8 << 20;
+/// The largest policy, with all the prefixes and labels that it may have, is a third of it.
+const KEYSPACE_MESSAGE_BYTES_MAX: usize = 1 << 20;
 /// A peer that dials sends rows and cursors, and what its clients ask of homes here: a batch, with room for who asks.
 const PEER_REQUEST_BYTES_MAX: usize = 5 << 20;
 /// Of requests that are still coming in: 64 batches of the largest at the same moment.
@@ -63,7 +67,7 @@ const CLIENT_KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// As short as the dialling side's: a sender, too, has to know within 3 s that nobody listens.
 const PEER_KEEPALIVE: Duration = Duration::from_secs(1);
 const HEALTH_INTERVAL: Duration = Duration::from_secs(1);
-const HEALTH_NAMES: [&str; 3] = ["", "isle.v1.Kv", "isle.v1.Cluster"];
+const HEALTH_NAMES: [&str; 4] = ["", "isle.v1.Kv", "isle.v1.Keyspaces", "isle.v1.Cluster"];
 
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
@@ -211,6 +215,8 @@ impl Region {
         let kv = KvServer::new(KvService::new(node(), self.pages.clone(), self.bounds.requests_max))
             .max_decoding_message_size(CLIENT_MESSAGE_BYTES_MAX)
             .max_encoding_message_size(CLIENT_MESSAGE_BYTES_MAX);
+        let keyspaces = KeyspacesServer::new(KeyspacesService::new(node(), self.pages.clone()))
+            .max_decoding_message_size(KEYSPACE_MESSAGE_BYTES_MAX);
         let cluster = ClusterServer::new(ClusterService::new(node(), self.facts.clone()));
         let region = self.identity.region.to_string();
         let links = self.links.clone().map(|links| DevLinksServer::new(DevLinksService::new(links, region)));
@@ -222,6 +228,7 @@ impl Region {
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .add_service(kv)
+            .add_service(keyspaces)
             .add_service(cluster)
             .add_service(self.reflection().build_v1()?)
             .add_service(self.reflection().build_v1alpha()?)
@@ -234,6 +241,7 @@ impl Region {
             .register_encoded_file_descriptor_set(isle_proto::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .with_service_name("isle.v1.Kv")
+            .with_service_name("isle.v1.Keyspaces")
             .with_service_name("isle.v1.Cluster")
             .with_service_name("grpc.health.v1.Health");
         if self.links.is_some() { builder.with_service_name("isle.v1.DevLinks") } else { builder }

@@ -3,6 +3,7 @@
 pub mod cluster;
 pub mod dev_links;
 pub mod forward_wire;
+pub mod keyspaces;
 pub mod kv;
 pub mod operation;
 pub mod peer;

@@ -9,11 +9,15 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use isle_model::metadata::Refused;
+use isle_model::policy::Fault;
 use isle_node::peer::PeerError;
-use isle_node::{NodeError, RemoteError};
+use isle_node::{ChangeError, NodeError, RemoteError};
 use isle_proto::v1::{self, ErrorReason as Reason};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
+
+use crate::etag;
 
 /// One row of the table.
 struct Row {
@@ -23,13 +27,15 @@ struct Row {
     retry_after: Option<Duration>,
     /// The request's field at fault.
     field: Option<&'static str>,
+    /// Where there may be several: each field, and the rule that it breaks.
+    violations: Vec<(String, String)>,
     /// What is used up.
     quota: Option<&'static str>,
 }
 
 impl Row {
     fn new(code: Code, reason: Reason) -> Row {
-        Row { code, reason, facts: Vec::new(), retry_after: None, field: None, quota: None }
+        Row { code, reason, facts: Vec::new(), retry_after: None, field: None, violations: Vec::new(), quota: None }
     }
 
     fn fact(mut self, name: &'static str, value: impl ToString) -> Row {
@@ -51,6 +57,13 @@ impl Row {
         self
     }
 
+    /// Of settings of a keyspace.
+    fn settings(mut self, faults: &[Fault]) -> Row {
+        let violation = |fault: &Fault| (format!("keyspace.policy.{}", fault.field), fault.rule.clone());
+        self.violations = faults.iter().map(violation).collect();
+        self
+    }
+
     fn quota(mut self, subject: &'static str) -> Row {
         self.quota = Some(subject);
         self
@@ -68,6 +81,12 @@ impl Row {
         if let Some(field) = self.field {
             details.add_bad_request_violation(field, message.clone());
         }
+        let mut left = VIOLATIONS_BYTES_MAX;
+        for (field, rule) in self.violations {
+            let Some(rest) = left.checked_sub(field.len() + rule.len()) else { break };
+            left = rest;
+            details.add_bad_request_violation(field, rule);
+        }
         if let Some(subject) = self.quota {
             details.add_quota_failure_violation(subject, message.clone());
         }
@@ -79,6 +98,8 @@ impl Row {
 /// reads drops the connection. So a message is cut, and a fact that is too long is left out.
 const MESSAGE_BYTES_MAX: usize = 1024;
 const FACT_BYTES_MAX: usize = 4096;
+/// All of them together; those behind are left out.
+const VIOLATIONS_BYTES_MAX: usize = 4096;
 
 fn brief(mut message: String) -> String {
     if message.len() > MESSAGE_BYTES_MAX {
@@ -254,6 +275,74 @@ pub fn of_transport(status: &Status, path: &str) -> Status {
     }
 }
 
+/// Settings that say nothing sound.
+pub fn bad_settings(faults: &[Fault]) -> Status {
+    Row::new(Code::InvalidArgument, Reason::InvalidField).settings(faults).status(listed(faults))
+}
+
+/// A policy that cannot be kept.
+pub fn incompatible_settings(faults: &[Fault]) -> Status {
+    Row::new(Code::InvalidArgument, Reason::IncompatibleSettings).settings(faults).status(listed(faults))
+}
+
+/// Settings that are in the API and not served yet.
+pub fn settings_not_served(faults: &[Fault]) -> Status {
+    let fields: Vec<&str> = faults.iter().map(|fault| fault.field.as_ref()).collect();
+    let row = Row::new(Code::Unimplemented, Reason::NotServed).fact("field", fields.join(","));
+    row.settings(faults).status(listed(faults))
+}
+
+fn listed(faults: &[Fault]) -> String {
+    faults.iter().map(Fault::to_string).collect::<Vec<_>>().join("; ")
+}
+
+pub fn unknown_keyspace(name: &str) -> Status {
+    let row = Row::new(Code::NotFound, Reason::KeyspaceNotFound).fact("keyspace", name);
+    row.status(format!("there is no keyspace {name:?}"))
+}
+
+/// `name` is what the client calls the keyspace that was to be changed.
+pub fn of_change(error: &ChangeError, name: &str) -> Status {
+    let row = match error {
+        ChangeError::Refused(refused) => return of_refused(refused, name),
+        ChangeError::Unavailable { .. } => {
+            Row::new(Code::Unavailable, Reason::MetadataUnavailable).retry_after(Duration::from_secs(1))
+        }
+        ChangeError::OutcomeUnknown { .. } => Row::new(Code::Unknown, Reason::OutcomeUnknown),
+        ChangeError::DeadlineExpired => Row::new(Code::DeadlineExceeded, Reason::DeadlineExpired),
+    };
+    row.status(error.to_string())
+}
+
+fn of_refused(refused: &Refused, name: &str) -> Status {
+    let row = match refused {
+        Refused::Unknown { .. } => return unknown_keyspace(name),
+        Refused::Faulty { faults } => return incompatible_settings(faults),
+        Refused::Exists { .. } => Row::new(Code::AlreadyExists, Reason::KeyspaceExists).fact("keyspace", name),
+        Refused::Changed { revision } => {
+            let row = Row::new(Code::Aborted, Reason::EtagMismatch).fact("keyspace", name);
+            return row.fact("etag", etag::of(*revision)).status(format!("keyspace {name:?} was changed meanwhile"));
+        }
+        Refused::TooMany => {
+            Row::new(Code::ResourceExhausted, Reason::QuotaExceeded).quota("keyspaces").retry_after(Duration::ZERO)
+        }
+        // No client asks for that.
+        Refused::Founded => Row::new(Code::Internal, Reason::InternalFault),
+    };
+    row.status(refused.to_string())
+}
+
+/// An etag of a change that this region has not heard of: another region gave it.
+pub fn etag_not_reached() -> Status {
+    let row = Row::new(Code::Unavailable, Reason::MetadataUnavailable).retry_after(Duration::from_millis(500));
+    row.status("this region has not heard yet of the change that the etag is of".to_owned())
+}
+
+/// A fault of isle itself.
+pub fn internal_fault(what: &str) -> Status {
+    Row::new(Code::Internal, Reason::InternalFault).status(what.to_owned())
+}
+
 /// What a peer is told. `to_peer` reads it back.
 pub fn of_peer(error: &PeerError) -> Status {
     let row = match error {
@@ -339,6 +428,52 @@ mod tests {
     fn a_bad_field_is_named() {
         let status = of_node(&NodeError::BadField { field: "key", reason: "is empty".into() });
         assert_eq!(status.get_details_bad_request().unwrap().field_violations[0].field, "key");
+    }
+
+    #[test]
+    fn every_broken_rule_is_a_violation_and_too_many_are_cut() {
+        let fault = |field: &'static str| Fault { field: field.into(), rule: "cannot be".repeat(10) };
+        let few = incompatible_settings(&[fault("writes"), fault("tier")]);
+        let fields = |status: &Status| {
+            let bad = status.get_details_bad_request().unwrap().field_violations;
+            bad.into_iter().map(|violation| violation.field).collect::<Vec<_>>()
+        };
+        assert_eq!(fields(&few), ["keyspace.policy.writes", "keyspace.policy.tier"]);
+        assert!(few.message().contains("writes: ") && few.message().contains("; tier: "), "{}", few.message());
+        let many = incompatible_settings(&vec![fault("home"); 1000]);
+        assert!(fields(&many).len() > 10 && many.details().len() < 8 * 1024, "{}", many.details().len());
+        let later = settings_not_served(&[fault("tier"), fault("ttl")]);
+        assert_eq!(later.get_details_error_info().unwrap().metadata["field"], "tier,ttl");
+    }
+
+    #[test]
+    fn a_change_that_did_not_come_about_says_what_to_do() {
+        let told = |error: ChangeError| {
+            let status = of_change(&error, "carts");
+            let info = status.get_details_error_info().unwrap();
+            (status.code(), info.reason, info.metadata, status.get_details_retry_info().is_some())
+        };
+        let why = || "two of three regions are away".to_owned();
+        let (code, reason, _, retry) = told(ChangeError::Unavailable { reason: why() });
+        assert_eq!((code, reason.as_str(), retry), (Code::Unavailable, "METADATA_UNAVAILABLE", true));
+        let (code, reason, _, retry) = told(ChangeError::OutcomeUnknown { reason: why() });
+        assert_eq!((code, reason.as_str(), retry), (Code::Unknown, "OUTCOME_UNKNOWN", false));
+        let (code, reason, _, _) = told(ChangeError::DeadlineExpired);
+        assert_eq!((code, reason.as_str()), (Code::DeadlineExceeded, "DEADLINE_EXPIRED"));
+        let (code, reason, facts, _) = told(Refused::Changed { revision: 17 }.into());
+        assert_eq!((code, reason.as_str(), &facts["etag"]), (Code::Aborted, "ETAG_MISMATCH", &etag::of(17)));
+        let (code, reason, facts, _) = told(Refused::Exists { name: "carts".into() }.into());
+        assert_eq!(
+            (code, reason.as_str(), facts["keyspace"].as_str()),
+            (Code::AlreadyExists, "KEYSPACE_EXISTS", "carts")
+        );
+        let (code, reason, _, _) = told(Refused::Unknown { id: isle_model::KeyspaceId(3) }.into());
+        assert_eq!((code, reason.as_str()), (Code::NotFound, "KEYSPACE_NOT_FOUND"));
+        let (code, reason, _, _) = told(Refused::TooMany.into());
+        assert_eq!((code, reason.as_str()), (Code::ResourceExhausted, "QUOTA_EXCEEDED"));
+        let faults = vec![Fault { field: "tier".into(), rule: "no".into() }];
+        let (code, reason, _, _) = told(Refused::Faulty { faults }.into());
+        assert_eq!((code, reason.as_str()), (Code::InvalidArgument, "INCOMPATIBLE_SETTINGS"));
     }
 
     #[test]

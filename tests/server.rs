@@ -256,13 +256,13 @@ async fn an_expired_deadline_writes_nothing() {
 async fn health_and_reflection_answer() {
     let served = served().await;
     let mut health = HealthClient::new(served.channel().await);
-    for service in ["", "isle.v1.Kv"] {
+    for service in ["", "isle.v1.Kv", "isle.v1.Keyspaces"] {
         let asked = tonic_health::pb::HealthCheckRequest { service: service.to_owned() };
         let status = health.check(asked).await.unwrap().into_inner().status();
         assert_eq!(status, ServingStatus::Serving);
     }
     let expected: BTreeSet<String> =
-        ["isle.v1.Kv", "isle.v1.Cluster", "grpc.health.v1.Health"].map(str::to_owned).into();
+        ["isle.v1.Kv", "isle.v1.Keyspaces", "isle.v1.Cluster", "grpc.health.v1.Health"].map(str::to_owned).into();
     let listed = list_v1(served.channel().await).await;
     assert!(listed.is_superset(&expected), "{listed:?}");
     // The peer protocol is not for clients, and there are no links to cut here.

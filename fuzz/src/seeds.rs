@@ -6,6 +6,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use isle::page_token::PageKey;
 use isle::services::peer_wire;
 use isle::status_table;
+use isle_model::policy::{Policy, Replication};
 use isle_model::{Context, Dot, Incarnation, IncarnationTree, KeyspaceId, Region, Row, ShardId, TokenKey, Vector};
 use isle_node::peer::{DeltaBatch, FetchReply, Hello, PeerError, StateReply, ToReceiver, ToSender};
 use isle_proto::{storage, v1};
@@ -239,8 +240,31 @@ fn client_messages() -> Vec<Vec<u8>> {
     let batch = v1::BatchWriteRequest { operations: operations.clone(), ..Default::default() };
     out.push(with(5, &batch.encode_to_vec()));
     out.push(with(6, &v1::WriteRequest { sequence: 3, operations, ..Default::default() }.encode_to_vec()));
-    out.push(with(7, &v1::DeleteRequest { key: "k".into(), ..Default::default() }.encode_to_vec()));
+    out.extend(keyspace_messages());
+    out.push(with(9, &v1::DeleteRequest { key: "k".into(), ..Default::default() }.encode_to_vec()));
     out
+}
+
+fn keyspace_messages() -> [Vec<u8>; 2] {
+    let policy = Policy {
+        home: Some("prefixes(eu/=eu-1,*=us)".parse().expect("it is a rule")),
+        replication: Replication::Sync(1),
+        read_default: "bounded(2s)".parse().expect("it is a level"),
+        residency: "eu,region:us".parse().expect("it is a residency"),
+        labels: [("team".to_owned(), "carts".to_owned())].into(),
+        ..Policy::default()
+    };
+    let keyspace = Some(v1::Keyspace {
+        name: "carts".to_owned(),
+        policy: Some(isle_proto::policy::policy(&policy)),
+        etag: "r1".to_owned(),
+        ..Default::default()
+    });
+    let create = v1::CreateKeyspaceRequest { keyspace: keyspace.clone(), validate_only: true };
+    let paths = ["policy.writes", "policy.home", "policy.labels"].map(str::to_owned).to_vec();
+    let update_mask = Some(prost_types::FieldMask { paths });
+    let update = v1::UpdateKeyspaceRequest { keyspace, update_mask, validate_only: false };
+    [with(7, &create.encode_to_vec()), with(8, &update.encode_to_vec())]
 }
 
 fn prost_duration(seconds: i64) -> prost_types::Duration {

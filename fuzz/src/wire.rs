@@ -5,9 +5,10 @@ use isle::services::peer_wire::{self, Identity};
 use isle::services::{forward_wire, operation, wire};
 use isle::{config, status_table};
 use isle_model::Region;
+use isle_model::policy::Policy;
 use isle_node::fuzzing;
 use isle_node::peer::DeltaBatch;
-use isle_proto::v1;
+use isle_proto::{policy, v1};
 use prost::Message;
 use tonic::{Code, Status};
 
@@ -110,7 +111,7 @@ pub fn client_message(input: &[u8]) -> Verdict {
         Ok(())
     };
     let options = |read: Option<v1::ReadOptions>| wire::consistency(read).map(drop);
-    let understood = match kind % 8 {
+    let understood = match kind % 10 {
         0 => of(rest, |message: v1::PutRequest| {
             sound(operation::put(message.clone()).map(drop).and_then(|()| value(message.value)))
         }),
@@ -122,9 +123,22 @@ pub fn client_message(input: &[u8]) -> Verdict {
         4 => of(rest, |message: v1::BatchGetRequest| sound(options(message.read))),
         5 => of(rest, |_: v1::BatchWriteRequest| Ok(())),
         6 => of(rest, |_: v1::WriteRequest| Ok(())),
+        7 => of(rest, |message: v1::CreateKeyspaceRequest| policy_again(message.keyspace.and_then(|k| k.policy))),
+        8 => of(rest, |message: v1::UpdateKeyspaceRequest| {
+            let (sent, paths) =
+                (message.keyspace.and_then(|k| k.policy), message.update_mask.unwrap_or_default().paths);
+            let merged = policy::masked(&Policy::default(), sent.unwrap_or_default(), &paths).map_err(|_| ())?;
+            policy_again(Some(merged))
+        }),
         _ => of(rest, |message: v1::DeleteRequest| sound(operation::delete(message).map(drop))),
     };
     Verdict::of(&understood)
+}
+
+fn policy_again(sent: Option<v1::Policy>) -> Result<(), ()> {
+    let read = policy::to_policy(sent.unwrap_or_default()).map_err(|faults| assert!(!faults.is_empty()))?;
+    assert_eq!(policy::to_policy(policy::policy(&read)), Ok(read));
+    Ok(())
 }
 
 /// A status as a peer may send it: its details are bytes like any other.

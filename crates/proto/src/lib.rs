@@ -4,6 +4,7 @@
 //! proto/isle/storage/v1 ──▶ storage ──▶ convert ──▶ isle_model     what is stored, in log, stream and snapshot alike
 //!                            isle_model ──▶ backward ──▶ bytes      the same bytes of records and deltas, by a shorter way
 //! proto/isle/v1 ──────────▶ v1                                     the client and peer services
+//!                            v1 ──────▶ policy ──▶ isle_model     a keyspace's settings, checked
 //! ```
 //! The comments in `proto/` are the manual of both. With the feature `grpc` the services are there too; storage has no use for them.
 //!
@@ -11,6 +12,7 @@
 
 pub mod backward;
 pub mod convert;
+pub mod policy;
 pub mod weight;
 
 /// The wire: client and peer services.

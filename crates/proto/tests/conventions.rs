@@ -36,7 +36,7 @@ fn every_service_is_described_for_reflection() {
     let mut services: Vec<String> =
         files().iter().flat_map(|f| f.service.iter().map(|s| format!("{}.{}", f.package(), s.name()))).collect();
     services.sort();
-    assert_eq!(services, ["isle.v1.Cluster", "isle.v1.DevLinks", "isle.v1.Kv", "isle.v1.Peer"]);
+    assert_eq!(services, ["isle.v1.Cluster", "isle.v1.DevLinks", "isle.v1.Keyspaces", "isle.v1.Kv", "isle.v1.Peer"]);
 }
 
 #[test]
@@ -57,6 +57,20 @@ fn every_mutation_has_a_request_id() {
     for mutation in &operation.field {
         let request_id = field(&messages[mutation.type_name()], "request_id");
         assert_eq!(request_id.map(|f| f.r#type()), Some(Type::String), "{}", mutation.type_name());
+    }
+}
+
+/// They have no request id: an etag, or the name that is taken, lets none take effect twice.
+#[test]
+fn every_change_of_a_keyspace_can_be_tried_and_bound_to_an_etag() {
+    let messages = messages();
+    let keyspace = &messages[".isle.v1.Keyspace"];
+    assert_eq!(field(keyspace, "etag").map(|f| f.r#type()), Some(Type::String));
+    for change in ["Create", "Update", "Delete"] {
+        let request = &messages[&format!(".isle.v1.{change}KeyspaceRequest")];
+        assert_eq!(field(request, "validate_only").map(|f| f.r#type()), Some(Type::Bool), "{change}");
+        let carries = field(request, "keyspace").map(FieldDescriptorProto::type_name) == Some(".isle.v1.Keyspace");
+        assert!(carries || field(request, "etag").is_some(), "{change}");
     }
 }
 
