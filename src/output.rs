@@ -5,7 +5,8 @@ use std::io::{self, Write};
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD as BASE64, URL_SAFE_NO_PAD};
 use bytes::Bytes;
-use isle_client::{Entry, Error, Record, Value, Written};
+use isle_client::policy::{Policy, SETTINGS};
+use isle_client::{Entry, Error, Keyspace, Record, Value, Violation, Written};
 use serde_json::{Map, Value as Json, json};
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -55,10 +56,35 @@ pub fn written(written: &Written) -> Json {
     out
 }
 
+/// Every setting is there, `null` where it is not set; id and etag are `null` of what a dry run would make.
+pub fn keyspace(keyspace: &Keyspace) -> Json {
+    json!({
+        "name": keyspace.name,
+        "id": Some(keyspace.id).filter(|id| *id > 0),
+        "etag": Some(&keyspace.etag).filter(|etag| !etag.is_empty()),
+        "policy": policy(&keyspace.policy),
+    })
+}
+
+/// Each setting in its text form, but for what JSON can say itself.
+pub fn policy(policy: &Policy) -> Json {
+    let mut out: Map<String, Json> = SETTINGS.iter().map(|name| ((*name).to_owned(), Json::Null)).collect();
+    for (name, text) in policy.settings() {
+        out.insert(name.to_owned(), text.into());
+    }
+    out.insert("value_bytes_max".to_owned(), policy.value_bytes_max.into());
+    out.insert("labels".to_owned(), json!(policy.labels));
+    Json::Object(out)
+}
+
 pub fn error(error: &Error) -> Json {
     let mut inner = json!({ "code": code(error.code), "reason": error.reason, "message": error.message });
-    if let Some(field) = &error.field {
-        inner["field"] = field.as_str().into();
+    if let Some(field) = error.field() {
+        inner["field"] = field.into();
+    }
+    if error.violations.len() > 1 || error.reason == "INCOMPATIBLE_SETTINGS" {
+        let row = |bad: &Violation| json!({ "field": bad.field, "rule": bad.rule });
+        inner["violations"] = error.violations.iter().map(row).collect();
     }
     if let Some(after) = error.retry_after {
         inner["retry_after_ms"] = (after.as_millis() as u64).into();
@@ -180,6 +206,15 @@ mod tests {
         let promised = ["found", "key", "value", "version", "home", "served_by", "staleness_ms", "conflict"];
         assert_eq!(names, promised);
         assert_eq!(shown["found"], json!(false));
+    }
+
+    #[test]
+    fn a_policy_shows_every_setting_in_order() {
+        let shown = policy(&Policy { labels: [("team".to_owned(), "a".to_owned())].into(), ..Policy::default() });
+        let names: Vec<&String> = shown.as_object().unwrap().keys().collect();
+        assert_eq!(names, SETTINGS.iter().collect::<Vec<_>>());
+        assert_eq!((&shown["ttl"], &shown["home"]), (&Json::Null, &json!("creator")));
+        assert_eq!((&shown["value_bytes_max"], &shown["labels"]), (&json!(1 << 20), &json!({ "team": "a" })));
     }
 
     #[test]

@@ -108,7 +108,7 @@ async fn a_page_token_of_another_scan_is_refused() {
     }
     let page = served.client.scan("default", &Range::default(), 1, Bytes::new()).await.unwrap();
     let other = served.client.scan("default", &Range::prefix("b"), 1, page.next).await.unwrap_err();
-    assert_eq!((other.reason.as_str(), other.field.as_deref()), ("INVALID_FIELD", Some("page_token")));
+    assert_eq!((other.reason.as_str(), other.field()), ("INVALID_FIELD", Some("page_token")));
 }
 
 #[tokio::test]
@@ -120,7 +120,7 @@ async fn a_batch_answers_item_by_item() {
     let results = served.client.batch_write("default", operations).await.unwrap();
     let failed = results[1].as_ref().unwrap_err();
     assert_eq!(
-        (failed.code, failed.reason.as_str(), failed.field.as_deref()),
+        (failed.code, failed.reason.as_str(), failed.field()),
         (Code::InvalidArgument, "INVALID_FIELD", Some("key"))
     );
     assert!(results[0].is_ok() && results[2].is_ok());
@@ -238,7 +238,7 @@ async fn errors_name_their_reason_and_facts() {
     assert_eq!((kind.facts["field"].as_str(), kind.facts["kind"].as_str()), ("n", "counter"));
     let forged = WriteOptions { condition: Condition::Version("forged".into()), ..WriteOptions::default() };
     let forged = client.put("default", "k", Value::from("x"), forged).await.unwrap_err();
-    assert_eq!((forged.reason.as_str(), forged.field.as_deref()), ("INVALID_FIELD", Some("if_version")));
+    assert_eq!((forged.reason.as_str(), forged.field()), ("INVALID_FIELD", Some("if_version")));
 }
 
 #[tokio::test]

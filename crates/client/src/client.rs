@@ -20,7 +20,7 @@ use tonic::{Code, Request, Response, Status};
 use crate::{Entry, Error, Page, Range, Results, Retry, Value, WriteStream, Written};
 
 /// Above a page or batch of 4 MiB with its keys and versions.
-const MESSAGE_BYTES_MAX: usize = 32 << 20;
+pub(crate) const MESSAGE_BYTES_MAX: usize = 32 << 20;
 /// Requests of a stream that wait for the connection: the rest waits in the caller.
 const STREAM_REQUESTS_WAITING: usize = 4;
 
@@ -73,8 +73,8 @@ pub struct Patch {
 /// Cheap to clone; clones share the connection.
 #[derive(Clone, Debug)]
 pub struct Client {
-    channel: Channel,
-    options: Options,
+    pub(crate) channel: Channel,
+    pub(crate) options: Options,
 }
 
 impl Client {
@@ -115,7 +115,7 @@ impl Client {
         retrying(self.options.retry, read, attempt).await
     }
 
-    fn request<T>(&self, message: T) -> Request<T> {
+    pub(crate) fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         request.set_timeout(self.options.timeout);
         request
@@ -332,7 +332,7 @@ fn prepare(endpoint: &str, options: &Options) -> Result<Endpoint, Error> {
 }
 
 /// Calls until it is done, or trying again is of no use or not safe.
-async fn retrying<T, F: Future<Output = Result<T, Error>>>(
+pub(crate) async fn retrying<T, F: Future<Output = Result<T, Error>>>(
     retry: Retry,
     read: bool,
     call: impl Fn() -> F,

@@ -20,9 +20,16 @@ pub struct Error {
     pub reason: String,
     pub message: String,
     pub facts: BTreeMap<String, String>,
-    /// The request's field at fault.
-    pub field: Option<String>,
+    /// Every field of the request that is at fault, and what is wrong with it.
+    pub violations: Vec<Violation>,
     pub retry_after: Option<Duration>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// A path within the request, such as `keyspace.policy.writes`.
+    pub field: String,
+    pub rule: String,
 }
 
 impl Error {
@@ -31,21 +38,29 @@ impl Error {
         self.reason == OUTCOME_UNKNOWN
     }
 
+    /// The request's field at fault; the first, if there are several.
+    pub fn field(&self) -> Option<&str> {
+        self.violations.first().map(|violation| violation.field.as_str())
+    }
+
     pub(crate) fn local(code: Code, reason: &str, message: String) -> Error {
-        let facts = BTreeMap::new();
-        Error { code, reason: reason.to_owned(), message, facts, field: None, retry_after: None }
+        let (facts, violations) = (BTreeMap::new(), Vec::new());
+        Error { code, reason: reason.to_owned(), message, facts, violations, retry_after: None }
     }
 
     pub(crate) fn of_status(status: &Status) -> Error {
         match status.get_details_error_info().filter(|info| info.domain == DOMAIN) {
             Some(info) => {
-                let bad = status.get_details_bad_request().and_then(|mut bad| bad.field_violations.pop());
+                let bad = status.get_details_bad_request().map(|bad| bad.field_violations).unwrap_or_default();
+                let violation =
+                    |bad: tonic_types::FieldViolation| Violation { field: bad.field, rule: bad.description };
+                let violations: Vec<_> = bad.into_iter().map(violation).collect();
                 Error {
                     code: status.code(),
                     reason: info.reason,
                     message: status.message().to_owned(),
                     facts: info.metadata.into_iter().collect(),
-                    field: bad.map(|violation| violation.field),
+                    violations,
                     retry_after: status.get_details_retry_info().and_then(|info| info.retry_delay),
                 }
             }
@@ -61,12 +76,14 @@ impl Error {
     }
 
     pub(crate) fn of_item(item: v1::ItemError) -> Error {
+        let violation = |field| Violation { field, rule: item.message.clone() };
+        let violations = Some(item.field).filter(|field| !field.is_empty()).map(violation).into_iter().collect();
         Error {
             code: Code::from_i32(item.code),
             reason: item.reason,
             message: item.message,
             facts: item.metadata,
-            field: Some(item.field).filter(|field| !field.is_empty()),
+            violations,
             retry_after: item.retry_delay.and_then(|delay| Duration::try_from(delay).ok()),
         }
     }
