@@ -9,6 +9,7 @@ mod export;
 mod get;
 mod import;
 mod incr;
+mod keyspace;
 mod link;
 mod patch;
 mod put;
@@ -90,6 +91,8 @@ enum Command {
     Import(import::Import),
     /// Write all of a keyspace as JSON lines
     Export(export::Export),
+    /// Make, show, change and delete keyspaces, one by one or from a file
+    Keyspace(keyspace::Keyspace),
     /// Show every region: records, digests, conflicts, lag
     Status(status::Status),
     /// Check a stopped node's data directory, and repair it
@@ -108,6 +111,9 @@ pub enum Failure {
     Usage(String),
     #[error("{0}")]
     Server(#[from] isle_client::Error),
+    /// What was to be so is not.
+    #[error("{0}")]
+    Drift(String),
     #[error("{}", causes(.0.as_ref()))]
     Local(#[from] anyhow::Error),
 }
@@ -169,6 +175,7 @@ fn carry_out(cli: Cli) -> Result<(), Failure> {
             Command::Scan(command) => command.run(global).await,
             Command::Import(command) => command.run(global).await,
             Command::Export(command) => command.run(global).await,
+            Command::Keyspace(command) => command.run(global).await,
             Command::Status(command) => command.run(global).await,
             Command::Doctor(command) => command.run(global),
             Command::Link(command) => command.run(global).await,
@@ -181,6 +188,7 @@ fn show(failure: &Failure, format: Format) {
     let json = match failure {
         Failure::Server(error) => output::error(error),
         Failure::Usage(message) => output::failure("BAD_USAGE", message),
+        Failure::Drift(message) => output::failure("DRIFT", message),
         Failure::Local(_) => output::failure("LOCAL_FAULT", &failure.to_string()),
     };
     match (format, failure) {

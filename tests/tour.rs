@@ -6,6 +6,7 @@ mod support;
 use serde_json::{Value as Json, json};
 use support::{Process, REGIONS, dev, done, eventually, failed, isle_at};
 
+const KEYSPACES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/keyspaces.toml");
 const CITIES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/cities.jsonl");
 /// Tokyo, as GeoNames knows it.
 const TOKYO: &str = "1850147";
@@ -79,6 +80,33 @@ fn cities_imported_during_a_cut_are_everywhere_after_healing() {
     assert_eq!(get(&cluster, 0, "note")["value"], "written alone");
     assert_eq!(get(&cluster, 1, TOKYO)["value"], tokyo["value"]);
     assert_eq!(cluster.stop(), Some(0));
+}
+
+#[test]
+fn keyspaces_are_made_by_hand_and_from_the_example_file() {
+    let cluster = dev(None);
+    let made = done(&cluster.isle(&["keyspace", "create", "sessions", "--scope", "global", "--label", "team=web"]));
+    assert_eq!(made["policy"]["writes"], "anywhere");
+    done(&cluster.isle(&["put", "sessions", "u1", "signed in"]));
+    assert_eq!(done(&cluster.isle(&["get", "sessions", "u1"]))["value"], "signed in");
+
+    let apply = ["keyspace", "apply", "-f", KEYSPACES];
+    let check = [&apply[..], &["--check"]].concat();
+    assert_eq!(failed(&cluster.isle(&check), 1)["reason"], "DRIFT");
+    let applied = cluster.isle(&apply);
+    assert!(applied.status.success(), "{}", String::from_utf8_lossy(&applied.stderr));
+    assert!(cluster.isle(&check).status.success());
+    let listed = cluster.isle(&["keyspace", "list"]);
+    let names: Vec<Json> = String::from_utf8(listed.stdout)
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str::<Json>(line).unwrap()["name"].clone())
+        .collect();
+    assert_eq!(names, ["carts", "customers-eu", "default", "sessions"]);
+
+    // A copy that is in a region stays there: nothing takes it away yet.
+    let narrowed = failed(&cluster.isle(&["keyspace", "update", "sessions", "--residency", "eu"]), 1);
+    assert_eq!((&narrowed["reason"], &narrowed["facts"]["field"]), (&json!("NOT_SERVED"), &json!("residency")));
 }
 
 #[test]

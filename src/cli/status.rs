@@ -167,7 +167,7 @@ fn peer_row(region: &v1::RegionStatus, peer: &v1::PeerStatus) -> [String; 6] {
 }
 
 /// Rows in columns as wide as their widest cell.
-fn columns<const N: usize>(rows: Vec<[String; N]>) -> Vec<String> {
+pub(super) fn columns<const N: usize>(rows: Vec<[String; N]>) -> Vec<String> {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
     let widths: Vec<usize> = (0..N).map(width).collect();
     let line = |row: &[String; N]| {
