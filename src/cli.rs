@@ -11,6 +11,7 @@ mod import;
 mod incr;
 mod keyspace;
 mod link;
+mod move_homes;
 mod patch;
 mod put;
 mod scan;
@@ -93,6 +94,8 @@ enum Command {
     Export(export::Export),
     /// Make, show, change and delete keyspaces, one by one or from a file
     Keyspace(keyspace::Keyspace),
+    /// Make another region the home of keys, while they are read and written
+    Move(move_homes::Move),
     /// Show every region: records, digests, conflicts, lag
     Status(status::Status),
     /// Check a stopped node's data directory, and repair it
@@ -176,6 +179,7 @@ fn carry_out(cli: Cli) -> Result<(), Failure> {
             Command::Import(command) => command.run(global).await,
             Command::Export(command) => command.run(global).await,
             Command::Keyspace(command) => command.run(global).await,
+            Command::Move(command) => command.run(global).await,
             Command::Status(command) => command.run(global).await,
             Command::Doctor(command) => command.run(global),
             Command::Link(command) => command.run(global).await,

@@ -12,7 +12,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use isle_model::metadata::Refused;
 use isle_model::policy::Fault;
 use isle_node::peer::PeerError;
-use isle_node::{ChangeError, NodeError, RemoteError};
+use isle_node::{ChangeError, MoveError, NodeError, RemoteError};
 use isle_proto::v1::{self, ErrorReason as Reason};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
@@ -312,6 +312,18 @@ pub fn of_change(error: &ChangeError, name: &str) -> Status {
         ChangeError::DeadlineExpired => Row::new(Code::DeadlineExceeded, Reason::DeadlineExpired),
     };
     row.status(error.to_string())
+}
+
+/// Some keys may have moved: that is no harm, and asking again goes on.
+pub fn of_move(error: &MoveError, keyspace: &str) -> Status {
+    match error {
+        MoveError::Change(error) => of_change(error, keyspace),
+        MoveError::Refused(source) => of_node(source),
+        MoveError::Stopped { source: NodeError::Remote(source), .. } => {
+            of_remote(&RemoteError { message: error.to_string(), ..RemoteError::clone(source) })
+        }
+        MoveError::Stopped { source, .. } => row_of_node(source).status(error.to_string()),
+    }
 }
 
 fn of_refused(refused: &Refused, name: &str) -> Status {

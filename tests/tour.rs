@@ -109,6 +109,72 @@ fn keyspaces_are_made_by_hand_and_from_the_example_file() {
     assert_eq!((&narrowed["reason"], &narrowed["facts"]["field"]), (&json!("NOT_SERVED"), &json!("residency")));
 }
 
+/// Every region has heard of a keyspace.
+fn known_everywhere(cluster: &Process, name: &str) {
+    for region in 0..3 {
+        eventually("the keyspace in every region", || {
+            let got = isle_at(&endpoint(cluster, region), &["keyspace", "get", name]);
+            if got.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&got.stderr).into_owned()) }
+        });
+    }
+}
+
+#[test]
+fn writes_find_the_home_of_their_key_and_follow_it_when_it_moves() {
+    let cluster = dev(None);
+    let at = |region: usize, arguments: &[&str]| isle_at(&endpoint(&cluster, region), arguments);
+    let (us, eu, ap) = (REGIONS[0], REGIONS[1], REGIONS[2]);
+    done(&at(0, &["keyspace", "create", "orders"]));
+    done(&at(2, &["keyspace", "apply", "-f", KEYSPACES]));
+    known_everywhere(&cluster, "orders");
+    known_everywhere(&cluster, "carts");
+
+    assert_eq!(done(&at(1, &["put", "orders", "o-1", "placed"]))["home"], eu);
+    // Nobody else may have heard of the order: whoever asks for the newest gets it all the same.
+    let read = done(&at(2, &["get", "orders", "o-1", "--consistency", "strong"]));
+    assert_eq!((&read["value"], &read["served_by"]), (&json!("placed"), &json!(eu)));
+    eventually("the order in the other region", || match done(&at(0, &["get", "orders", "o-1"])) {
+        found if found["found"] == true => Ok(()),
+        missing => Err(missing.to_string()),
+    });
+    let forwarded = done(&at(0, &["put", "orders", "o-1", "paid"]));
+    assert_eq!((&forwarded["served_by"], &forwarded["home"]), (&json!(eu), &json!(eu)));
+    assert_eq!(done(&at(1, &["get", "orders", "o-1"]))["value"], "paid");
+    assert_eq!(done(&at(0, &["put", "orders", "o-2", "placed", "--home", ap]))["served_by"], ap);
+
+    let moved = done(&at(0, &["move", "orders", "--key", "o-1", "--to", ap]));
+    assert_eq!((&moved["moved"], &moved["home"]), (&json!(1), &json!(ap)));
+    assert_eq!(done(&at(1, &["put", "orders", "o-1", "sent"]))["served_by"], ap);
+
+    // A home map: who a key belongs to is told by its name.
+    assert_eq!(done(&at(0, &["put", "carts", "eu/7", "a book"]))["served_by"], eu);
+    assert_eq!(done(&at(2, &["move", "carts", "--prefix", "eu/", "--to", us]))["moved"], 1);
+    eventually("the new map in every region", || match done(&at(1, &["put", "carts", "eu/8", "a pen"])) {
+        written if written["served_by"] == us => Ok(()),
+        written => Err(written.to_string()),
+    });
+    assert_eq!(done(&at(1, &["put", "carts", "eu/7", "two books"]))["served_by"], us);
+
+    // Its home out of reach, an order can be read and not written; what is created meanwhile lives where it was created.
+    for other in [us, eu] {
+        done(&cluster.isle(&["link", "cut", ap, other]));
+    }
+    let refused = eventually("the cut is noticed", || {
+        let put = at(0, &["put", "orders", "o-1", "lost", "--timeout", "5s"]);
+        let error = failed(&put, 1);
+        if error["reason"] == "HOME_UNREACHABLE" { Ok(error) } else { Err(error.to_string()) }
+    });
+    assert_eq!(refused["facts"]["home"], ap);
+    assert_eq!(done(&at(0, &["get", "orders", "o-1"]))["value"], "sent");
+    assert_eq!(done(&at(0, &["put", "orders", "o-3", "placed"]))["served_by"], us);
+    done(&cluster.isle(&["link", "heal"]));
+    eventually("the home is back", || {
+        let put = at(0, &["put", "orders", "o-1", "delivered"]);
+        if put.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&put.stderr).into_owned()) }
+    });
+    eventually("agreement", || agreed(&cluster, 5));
+}
+
 #[test]
 fn a_region_behind_a_cut_link_is_completed_by_a_survivor() {
     let cluster = dev(None);

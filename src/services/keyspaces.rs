@@ -4,20 +4,22 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use isle_model::Region;
 use isle_model::limits::{BATCH_BYTES_MAX, NAME_BYTES_MAX, PAGE_ITEMS_MAX};
 use isle_model::metadata::{Command, Keyspace, Metadata, Refused, is_name};
 use isle_model::policy::{Fault, Policy};
-use isle_node::{ChangeError, Node, RequestContext};
+use isle_node::{ChangeError, MoveReply, MoveRequest, Moved, Node, RequestContext};
 use isle_proto::policy::{masked, policy, to_policy};
 use isle_proto::v1;
 use isle_proto::v1::keyspaces_server::Keyspaces;
+use isle_proto::v1::move_homes_request::What;
 use prost::Message;
 use tonic::{Request, Response, Status};
 
 use crate::page_token::PageKey;
 use crate::status_table::{
-    bad_field, bad_settings, etag_not_reached, incompatible_settings, internal_fault, of_change, settings_not_served,
-    unknown_keyspace,
+    bad_field, bad_settings, etag_not_reached, incompatible_settings, internal_fault, of_change, of_move,
+    settings_not_served, unknown_keyspace,
 };
 use crate::{etag, request_context};
 
@@ -284,5 +286,24 @@ impl Keyspaces for KeyspacesService {
         let deleted = self.delete(&context, &name, expected, validate_only).await;
         let keyspace = deleted.map_err(|failure| failure.told(&name))?;
         Ok(Response::new(v1::DeleteKeyspaceResponse { header: self.header(), keyspace: Some(keyspace) }))
+    }
+
+    async fn move_homes(
+        &self,
+        request: Request<v1::MoveHomesRequest>,
+    ) -> Result<Response<v1::MoveHomesResponse>, Status> {
+        let context = request_context::of(&request);
+        let v1::MoveHomesRequest { keyspace, what, to } = request.into_inner();
+        let what = match what.ok_or_else(|| bad_field("what", "give a key or a prefix"))? {
+            What::Key(key) => Moved::Key(key),
+            What::Prefix(prefix) => Moved::Prefix(prefix),
+        };
+        if !is_name(&to) {
+            return Err(bad_field("to", "is no name of a region"));
+        }
+        let asked = MoveRequest { keyspace: keyspace.clone(), what, to: Region::new(&to) };
+        let moved = self.node.move_homes(&context, asked).await.map_err(|error| of_move(&error, &keyspace))?;
+        let MoveReply { moved, epoch } = moved;
+        Ok(Response::new(v1::MoveHomesResponse { header: self.header(), moved, home_epoch: epoch.0 }))
     }
 }

@@ -149,4 +149,33 @@ impl Client {
         let send = |mut client: KeyspacesClient<_>, request| async move { client.delete_keyspace(request).await };
         Keyspace::of_wire(self.call_keyspaces(dry_run, request, send).await?.keyspace)
     }
+
+    /// Moves the homes of keys to another region, while they are read and written. Again, it goes on where it stopped: so it is
+    /// tried again like a read.
+    pub async fn move_homes(&self, keyspace: &str, what: MoveWhat, to: &str) -> Result<HomesMoved, Error> {
+        use v1::move_homes_request::What;
+        let what = Some(match what {
+            MoveWhat::Key(key) => What::Key(key),
+            MoveWhat::Prefix(prefix) => What::Prefix(prefix),
+        });
+        let request = v1::MoveHomesRequest { keyspace: keyspace.to_owned(), what, to: to.to_owned() };
+        let send = |mut client: KeyspacesClient<_>, request| async move { client.move_homes(request).await };
+        let v1::MoveHomesResponse { moved, home_epoch, .. } = self.call_keyspaces(true, request, send).await?;
+        Ok(HomesMoved { keys: moved, home_epoch })
+    }
+}
+
+/// Whose home is to be another one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MoveWhat {
+    Key(Bytes),
+    /// All keys that begin so; empty is every key.
+    Prefix(Bytes),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HomesMoved {
+    /// How many keys had another home.
+    pub keys: u64,
+    pub home_epoch: u64,
 }
