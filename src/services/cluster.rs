@@ -86,6 +86,7 @@ impl ClusterService {
             log_bytes: status.log_bytes,
             log_budget_bytes: self.facts.log_budget_bytes,
             view_bytes: status.view_bytes,
+            view_live_bytes: status.view_live_bytes,
             overlay_bytes: status.overlay_bytes,
             quarantined,
             metadata: Some(metadata(status.metadata)),

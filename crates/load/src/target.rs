@@ -49,6 +49,8 @@ pub struct Vitals {
     pub conflicts: u64,
     /// On disk.
     pub view_bytes: u64,
+    /// What of it is alive, as it is stored.
+    pub view_live_bytes: Option<u64>,
     pub log_bytes: u64,
     pub peers: Vec<PeerVitals>,
 }

@@ -90,6 +90,7 @@ impl Target for IsleTarget {
             digest: status.digest,
             conflicts: status.conflicts,
             view_bytes: status.view_bytes,
+            view_live_bytes: status.view_live_bytes,
             log_bytes: status.log_bytes,
             peers: status.peers.into_iter().map(peer).collect(),
         })
