@@ -137,7 +137,6 @@ pub fn to_receiver(from: ToReceiver) -> v1::ToReceiver {
             Message::NeedsState(v1::NeedsState { keyspace: keyspace.0, shard: shard.0 })
         }
         ToReceiver::Heartbeat { lag_bytes, caught_up } => Message::Heartbeat(v1::Heartbeat { lag_bytes, caught_up }),
-        ToReceiver::Keyspaces(said) => Message::Keyspaces(v1::KeyspaceDigests { keyspaces: digests(&said) }),
         ToReceiver::ProbeAnswer { id, wall_ms } => Message::ProbeAnswer(v1::ProbeAnswer { id, wall_ms }),
     };
     v1::ToReceiver { message: Some(message) }
@@ -152,7 +151,6 @@ pub fn of_sender(from: v1::ToReceiver) -> Result<ToReceiver, PeerError> {
             ToReceiver::NeedsState { keyspace: KeyspaceId(from.keyspace), shard: ShardId(from.shard) }
         }
         Message::Heartbeat(from) => ToReceiver::Heartbeat { lag_bytes: from.lag_bytes, caught_up: from.caught_up },
-        Message::Keyspaces(said) => ToReceiver::Keyspaces(to_fingerprints(said.keyspaces)),
         Message::ProbeAnswer(from) => ToReceiver::ProbeAnswer { id: from.id, wall_ms: from.wall_ms },
     })
 }

@@ -149,7 +149,11 @@ impl Metadata {
                 let mut faults = Vec::new();
                 match (&mut policy.home, prefix) {
                     (None, _) => faults.push(fault("home", format!("a {} keyspace has no homes", policy.scope))),
-                    (Some(HomeRule::Prefixes(prefixes)), Some(prefix)) => _ = prefixes.insert(prefix, to.clone()),
+                    (Some(HomeRule::Prefixes(prefixes)), Some(prefix)) => {
+                        // Longer ones would keep what begins so from following.
+                        prefixes.retain(|longer, _| !longer.starts_with(&prefix));
+                        prefixes.insert(prefix, to.clone());
+                    }
                     (Some(_), Some(_)) => {
                         faults.push(fault("home", "only prefixes(…) has prefixes to move".to_owned()))
                     }
@@ -162,7 +166,10 @@ impl Metadata {
                 }
                 faults.extend(policy.faults(&self.members));
                 refuse(faults)?;
-                (keyspace.policy, keyspace.epoch) = (policy, index);
+                if keyspace.policy != policy {
+                    (keyspace.policy, keyspace.revision) = (policy, index);
+                }
+                keyspace.epoch = index;
                 Some(keyspace.clone())
             }
             Command::Delete { id, expected } => {
@@ -289,14 +296,19 @@ mod tests {
         let moved = metadata.apply(5, to("us", Some("e/"))).unwrap().unwrap();
         assert_eq!((moved.epoch, moved.policy.home_of(b"e/1", &metadata.members)), (5, Some(Region::new("us"))));
         assert_ne!(moved.fingerprint(), before.fingerprint(), "new keys have another home");
+        assert_ne!(moved.revision, before.revision, "and who saw the old map changes nothing by it");
         // Of single keys the metadata knows nothing but that some move.
         let moved = metadata.apply(6, to("eu", None)).unwrap().unwrap();
+        assert_eq!(moved.revision, 5);
         assert_eq!((moved.epoch, moved.policy.home_of(b"e/1", &metadata.members)), (6, Some(Region::new("us"))));
         assert!(matches!(metadata.apply(7, to("mars", None)), Err(Refused::Faulty { .. })));
+        // What begins with longer prefixes follows as well.
+        let all = metadata.apply(7, to("eu", Some(""))).unwrap().unwrap();
+        assert_eq!(all.policy.home.unwrap().to_string(), "prefixes(*=eu)");
         let creator = metadata.apply(8, create("other")).unwrap().unwrap().id;
         let command = Command::Move { id: creator, to: Region::new("eu"), prefix: Some("e/".to_owned()) };
         assert!(matches!(metadata.apply(9, command), Err(Refused::Faulty { .. })), "it has no home map");
-        assert_eq!(metadata.keyspaces[&id].epoch, 6);
+        assert_eq!(metadata.keyspaces[&id].epoch, 7);
     }
 
     #[test]

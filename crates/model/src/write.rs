@@ -28,7 +28,8 @@ pub enum Mutation {
     },
     /// Empties every field seen.
     Delete,
-    /// Names another home, and touches nothing else. Nothing where nothing is live.
+    /// Names another home, and touches nothing else. Its delta carries the whole record: the new home may lack what another region
+    /// wrote before, and has to have it when it takes over. Nothing where nothing is live.
     Move {
         to: Region,
     },
@@ -165,7 +166,10 @@ pub fn plan(
         Mutation::Move { to } => {
             let here = current.home(writer.lineage);
             if current.is_live() && here.as_ref() != Some(to) {
+                planner.out = current.clone();
                 planner.write(FieldKey::home(), Value::string(to.as_str()));
+                // It covers nothing, and makes the record no larger than it was.
+                return Ok(Some(Write { key: key.clone(), fields: planner.out, ledger: Vec::new() }));
             }
         }
         Mutation::Increment { field, amount } => {

@@ -33,6 +33,12 @@ const PAUSE_MAX: Duration = Duration::from_millis(50);
 /// What a refusal by a region that is not the home says on the wire.
 const NOT_HOME: &str = "NOT_HOME";
 
+/// What came of asking everybody for a key.
+enum Found {
+    Here(Box<GetReply>),
+    At(Region),
+}
+
 /// A write that other holders have to confirm before it is acknowledged.
 pub(crate) struct Wait {
     pub(crate) place: usize,
@@ -155,17 +161,25 @@ impl Node {
         let mut home = self.presumed_home(keyspace, key)?;
         let mut patience = Patience::until(self.deadline(ctx));
         loop {
-            let Some(at) = home else { return self.get_wherever_it_is(ctx, keyspace, key).await };
-            if at == *self.shared.me() || planted::is(planted::Bug::StrongFromHere) {
-                return self.own_reply(keyspace, key);
-            }
-            let reply = self.read_from(ctx, &at, keyspace, key).await?;
-            if reply.home.as_ref() == Some(&at) {
-                return self.reply_from(at, keyspace, key, reply);
-            }
-            home = reply.home;
+            home = match home {
+                Some(at) if at == *self.shared.me() || planted::is(planted::Bug::StrongFromHere) => {
+                    return self.own_reply(keyspace, key);
+                }
+                Some(at) => {
+                    let reply = self.read_from(ctx, &at, keyspace, key).await?;
+                    if reply.home.as_ref() == Some(&at) {
+                        return self.reply_from(at, keyspace, key, reply);
+                    }
+                    reply.home
+                }
+                None => match self.get_wherever_it_is(ctx, keyspace, key).await? {
+                    Found::Here(reply) => return Ok(*reply),
+                    Found::At(home) => Some(home),
+                },
+            };
             if !patience.another_round().await {
-                return Err(NodeError::HomeUnreachable { home: at, reason: "it is moving; try again".to_owned() });
+                let home = home.unwrap_or_else(|| self.shared.me().clone());
+                return Err(NodeError::HomeUnreachable { home, reason: "it is moving; try again".to_owned() });
             }
         }
     }
@@ -180,24 +194,36 @@ impl Node {
         Ok(home.or_else(|| policy.home_of(key, &known.metadata.members)))
     }
 
-    /// A key that is not here may have been created in any region: all are asked.
+    /// A key that is not here may have been created in any region: all are asked. What all of them have together is what there is.
     async fn get_wherever_it_is(
         &self,
         ctx: &RequestContext,
         keyspace: KeyspaceId,
         key: &Bytes,
-    ) -> Result<GetReply, NodeError> {
+    ) -> Result<Found, NodeError> {
         let known = self.shared.catalog.known();
         let others: Vec<&Region> = self.shared.peers.keys().filter(|peer| known.is_for(peer, keyspace)).collect();
         let asked = others.iter().map(|other| self.read_from(ctx, other, keyspace, key));
         let replies = join_all(asked).await;
+        let shard = self.shared.shard_of(keyspace, key);
+        let own = self.shared.store.get(keyspace, key).map_err(read_failed)?.unwrap_or_default();
+        let mut all = Arc::unwrap_or_clone(own);
         for (other, reply) in others.into_iter().zip(replies) {
             let reply = reply?;
             if reply.home.as_ref() == Some(other) {
-                return self.reply_from(other.clone(), keyspace, key, reply);
+                return Ok(Found::Here(Box::new(self.reply_from(other.clone(), keyspace, key, reply)?)));
+            }
+            self.learn_rows(other, &reply)?;
+            all.merge(&reply.record, self.shared.store.tree().shard(shard));
+        }
+        // By all that is known together it may live somewhere, though nobody has said "here": its home is moving.
+        match all.home(self.shared.store.tree().shard(shard)).filter(|home| home != self.shared.me()) {
+            Some(home) => Ok(Found::At(home)),
+            None => {
+                let reply = self.get_reply(keyspace, key, &all, self.shared.me().clone(), Some(Duration::ZERO));
+                Ok(Found::Here(Box::new(reply)))
             }
         }
-        self.own_reply(keyspace, key)
     }
 
     async fn read_from(
@@ -228,13 +254,19 @@ impl Node {
         key: &Bytes,
         reply: ReadReply,
     ) -> Result<GetReply, NodeError> {
-        crate::replication::handshake::learn(&self.shared, reply.rows)
+        self.learn_rows(&region, &reply)?;
+        Ok(self.get_reply(keyspace, key, &reply.record, region, Some(Duration::ZERO)))
+    }
+
+    /// Learns what a record from elsewhere names.
+    fn learn_rows(&self, region: &Region, reply: &ReadReply) -> Result<(), NodeError> {
+        crate::replication::handshake::learn(&self.shared, reply.rows.iter().cloned())
             .map_err(|error| NodeError::ReadFailed { reason: format!("what {region} answered: {error}") })?;
         let tree = self.shared.store.tree();
-        if let Some(unknown) = reply.record.incarnations().find(|incarnation| !tree.contains(*incarnation)) {
-            return Err(NodeError::SessionNotReached { incarnation: unknown });
+        match reply.record.incarnations().find(|incarnation| !tree.contains(*incarnation)) {
+            Some(incarnation) => Err(NodeError::SessionNotReached { incarnation }),
+            None => Ok(()),
         }
-        Ok(self.get_reply(keyspace, key, &reply.record, region, Some(Duration::ZERO)))
     }
 
     /// Waits until each write is confirmed by as many holders as it has to be. Returns those that were not in time.

@@ -3,7 +3,7 @@
 //! A write goes through its shard's queue and is answered once durable; a read sees what is published. Every task is owned
 //! here and ends with `shutdown`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +30,7 @@ use crate::clock::Clock;
 use crate::cluster::{self, Damaged, Storage};
 use crate::config::ConfigFaults;
 use crate::counters::Counters;
+use crate::egress::Gate;
 use crate::forward::{Patience, Wait, home_named};
 use crate::homes;
 use crate::peer::{
@@ -396,7 +397,7 @@ impl Node {
         let shard = self.shared.shard_of(keyspace, &request.key);
         let has_homes = policy.home.is_some();
         let moved_to = match &request.mutation {
-            Mutation::Move { to } => Some(self.connected(to)?),
+            Mutation::Move { to } => Some(self.connected(to)?).filter(|to| to != self.shared.me()),
             _ => None,
         };
         let subject = Subject { keyspace, shard, key: request.key.clone(), incremented, holders, moved_to, has_homes };
@@ -478,8 +479,18 @@ impl Node {
         let mut groups: Vec<Group> = self.shared.shards().map(Group::new).collect();
         let mut away: BTreeMap<(Region, KeyspaceId), Vec<Asked>> = BTreeMap::new();
         let mut spare: Vec<Asked> = Vec::new();
-        for asked in asked {
-            match self.whither(ctx, &asked) {
+        // Once a key: were it asked again for a later write of it, a move in between would part the two.
+        let mut decided: HashMap<(String, Bytes), Region> = HashMap::new();
+        for mut asked in asked {
+            let of = (asked.request.keyspace.clone(), asked.request.key.clone());
+            asked.told = decided.get(&of).cloned().or(asked.told);
+            let whither = self.whither(ctx, &asked);
+            match &whither {
+                Ok(Whither::There { home, .. }) => _ = decided.insert(of, home.clone()),
+                Ok(Whither::Here { may_move: true }) => _ = decided.insert(of, self.shared.me().clone()),
+                _ => {}
+            }
+            match whither {
                 Ok(Whither::There { home, keyspace }) => away.entry((home, keyspace)).or_default().push(asked),
                 Ok(Whither::Here { may_move }) => {
                     if may_move && asked.request.forward && ctx.hops == 0 {
@@ -587,7 +598,8 @@ impl Node {
     fn holders_waited_for(&self, known: &Known, keyspace: &Keyspace) -> Result<u32, NodeError> {
         let Replication::Sync(needed) = keyspace.policy.replication else { return Ok(0) };
         let holders = self.shared.peers.iter().filter(|(region, _)| known.is_for(region, keyspace.id));
-        let connected = holders.filter(|(_, slot)| slot.link.lock().outbound).count() as u32;
+        let agrees = |region: &Region| Gate::to(&self.shared, region).passes(keyspace.id);
+        let connected = holders.filter(|(region, slot)| slot.link.lock().outbound && agrees(region)).count() as u32;
         if connected < needed { Err(NodeError::TooFewHolders { needed, connected }) } else { Ok(needed) }
     }
 
@@ -743,7 +755,6 @@ impl Node {
         }
         let met = meet(&self.shared, &hello, None)?;
         let ours = hello_for(&self.shared, &hello.region);
-        let told = ours.keyspaces.clone();
         let answer = Ok(ToReceiver::Hello(Box::new(ours)));
         if met == Met::CompleteFirst {
             // It learns from the answer what it has lost, and comes again once it is complete.
@@ -755,7 +766,7 @@ impl Node {
         };
         slot.subscription.send_modify(|generation| *generation += 1);
         let (outgoing, messages) = mpsc::channel(OUTGOING_MAX);
-        let outbound = Outbound::new(self.shared.clone(), &hello, told);
+        let outbound = Outbound::new(self.shared.clone(), &hello);
         let task = outbound.run(outgoing, incoming, self.shared.stop.subscribe(), slot.subscription.subscribe());
         let mut tasks = self.tasks.lock();
         while tasks.links.try_join_next().is_some() {}

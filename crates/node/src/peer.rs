@@ -77,8 +77,6 @@ pub enum ToReceiver {
         /// Whether everything durable here has been sent.
         caught_up: bool,
     },
-    /// What I mean by each keyspace from now on.
-    Keyspaces(Arc<Fingerprints>),
     /// Everything that was durable here when the probe came has been sent before this.
     ProbeAnswer {
         id: u64,

@@ -264,11 +264,12 @@ fn plan_write(
             shared.counters.writes.add(1);
             (batch.write(ask.keyspace, write, stamp).map_err(read_failed)?, None, Some(stamp.dot))
         }
-        Ok(None) => (current, None, None),
+        // What was there may be a write that was not confirmed in time, and is asked for again.
+        Ok(None) => (current, None, batch.streams(ask.keyspace).last_own()),
         Err(refused) => (current, Some(refused), None),
     };
-    // Of a move it says whether the home was another one.
-    let found = if matches!(ask.mutation, Mutation::Move { .. }) { dot.is_some() } else { found };
+    let moved = matches!(ask.mutation, Mutation::Move { .. });
+    let found = if moved { dot == Some(stamp.dot) } else { found };
     Ok(Written { record, tree, refused, found, dot })
 }
 

@@ -81,9 +81,9 @@ pub(crate) struct Written {
     pub(crate) record: Arc<Record>,
     pub(crate) tree: Arc<IncarnationTree>,
     pub(crate) refused: Option<WriteError>,
-    /// Whether something was live before.
+    /// Whether something was live before; of a move, whether the home was another one.
     pub(crate) found: bool,
-    /// What was written; `None` where nothing was.
+    /// The newest write of this region that the outcome rests on: this one, or what it found.
     pub(crate) dot: Option<Dot>,
 }
 

@@ -18,7 +18,8 @@ use super::logs::{DeltaId, Logs};
 
 type FieldOf = (String, FieldKey);
 type Dots = BTreeSet<Dot>;
-type Rank = (u64, Hlc, String, Dot);
+/// Epoch, generation, and what breaks ties.
+type Rank = (u64, u64, Hlc, String, Dot);
 
 /// What a region holds in the end.
 pub struct Holdings<'a> {
@@ -114,6 +115,10 @@ impl Replay<'_> {
         let Body::Write(write) = &delta.body else { return Ok(true) };
         let key = String::from_utf8_lossy(&write.key).into_owned();
         let is_own = self.tree.region(delta.dot.incarnation).is_some_and(|region| region.as_str() == SITES[site]);
+        let lineage = self.tree.shard(delta.shard);
+        if registers(write).any(|(_, register)| !register.seen().covers(delta.dot, lineage)) {
+            return self.take_moved(site, (&key, is_own), write, end);
+        }
         if is_own {
             let Some(token) = self.token_of(delta.dot, write).filter(|token| self.is_known(&key, token)) else {
                 return Ok(false);
@@ -131,6 +136,45 @@ impl Replay<'_> {
         let live = &self.sites[site].live;
         if live.iter().filter(|((k, _), _)| *k == key).all(|(_, dots)| dots.is_empty()) {
             self.sites[site].forgotten.insert(key);
+        }
+        Ok(true)
+    }
+
+    /// A move: it carries what it does not touch, for a region that may lack some of it.
+    fn take_moved(
+        &mut self,
+        site: usize,
+        (key, is_own): (&str, bool),
+        write: &Write,
+        end: LogPosition,
+    ) -> Result<bool, String> {
+        let of = |field: &FieldKey| (key.to_owned(), field.clone());
+        let is_known = |(field, register): (&FieldKey, &Register)| {
+            register.siblings().iter().all(|sibling| self.past.contains_key(&(of(field), sibling.dot)))
+        };
+        if !registers(write).all(is_known) {
+            return Ok(false);
+        }
+        for (field, register) in registers(write) {
+            let of = of(field);
+            let lineage = self.tree.shard(shard_of(key));
+            let all = self.everything.get(&of).into_iter().flatten().copied();
+            let had: Dots = all.filter(|dot| register.seen().covers(*dot, lineage)).collect();
+            let carried: Dots = register.siblings().iter().map(|sibling| sibling.dot).collect();
+            let here = &mut self.sites[site];
+            let live = here.live.entry(of.clone()).or_default();
+            if is_own && *live != carried {
+                return Err(format!("{of:?}: a move carries {carried:?}, its region shows {live:?}"));
+            }
+            let absorbed = here.absorbed.entry(of.clone()).or_default();
+            live.retain(|dot| carried.contains(dot) || !had.contains(dot));
+            live.extend(carried.difference(absorbed));
+            absorbed.extend(&had);
+            here.took.entry(of.clone()).or_default().extend(had.into_iter().map(|dot| (end, dot)));
+            let live = live.clone();
+            let shown = self.highest(&of, &live);
+            let losers = live.into_iter().filter(|dot| Some(*dot) != shown).map(|dot| (of.clone(), dot));
+            self.sites[site].losers.extend(losers);
         }
         Ok(true)
     }
@@ -169,10 +213,10 @@ impl Replay<'_> {
         let hidden = token.and_then(|seen| seen.hidden.get(&of.1)).into_iter().flatten();
         self.hidden.extend(hidden.map(|dot| (of.clone(), *dot)));
         if let Some(sibling) = register.sibling(delta.dot) {
-            let highest = past.iter().filter_map(|dot| self.rank.get(&(of.clone(), *dot))).map(|rank| rank.0).max();
+            let highest = past.iter().filter_map(|dot| self.rank.get(&(of.clone(), *dot))).map(|rank| rank.1).max();
             let generation = if forgotten { sibling.generation.0 } else { 1 + highest.unwrap_or(0) };
             let region = SITES[site].to_owned();
-            self.rank.insert((of.clone(), delta.dot), (generation, delta.hlc, region, delta.dot));
+            self.rank.insert((of.clone(), delta.dot), (sibling.epoch.0, generation, delta.hlc, region, delta.dot));
         }
         self.past.insert((of.clone(), delta.dot), past);
         self.judged += 1;

@@ -227,8 +227,15 @@ impl History {
         let deleted = inner.writes.iter().any(|write| write.key == key && takes_away(&write.op));
         let lineage = inner.tree.shard(shard_of(key));
         let missed = |context: &Context| {
-            let fields = context.fields().iter().filter(|(field, _)| field.kind == Kind::Value);
-            let shown = fields.filter_map(|(field, of)| Some((field, of.shown?)));
+            let fields = || context.fields().iter().filter(|(field, _)| field.kind == Kind::Value);
+            // Deletes have nothing to show: what the acknowledged write had seen, itself included, the home has seen as well.
+            let unseen = fields().find(|(field, of)| {
+                seen.get(field).is_some_and(|there| !of.seen.dots().all(|dot| there.seen.covers(dot, lineage)))
+            });
+            if let Some((field, _)) = unseen {
+                return Some(format!("{key} {:?}: what", field.name));
+            }
+            let shown = fields().filter_map(|(field, of)| Some((field, of.shown?)));
             shown
                 .filter(|(field, dot)| match seen.get(field) {
                     Some(there) => !there.seen.covers(*dot, lineage),

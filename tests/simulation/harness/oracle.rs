@@ -102,9 +102,13 @@ impl End {
         for delta in deltas.values() {
             let Body::Write(write) = &delta.body else { continue };
             let key = text(&write.key);
+            let lineage = self.tree.shard(delta.shard);
             for (field, register) in registers(&write.fields) {
                 let of = (key.clone(), field.clone());
-                self.covers.entry(of).or_default().insert(delta.dot, register.seen().clone());
+                // A move carries what it does not touch.
+                if register.seen().covers(delta.dot, lineage) {
+                    self.covers.entry(of).or_default().insert(delta.dot, register.seen().clone());
+                }
                 for sibling in register.siblings() {
                     self.met.insert((key.clone(), field.clone(), sibling.dot), text(&sibling.value.bytes));
                 }
@@ -260,13 +264,16 @@ impl End {
     }
 }
 
-/// The regions that ever made a key: by a delta that names its home.
+/// The regions that ever made a key: by a delta that names its home, and not that alone, which is a move.
 fn created_by(deltas: &BTreeMap<DeltaId, Delta>, tree: &IncarnationTree) -> BTreeMap<String, BTreeSet<String>> {
     let mut out: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for delta in deltas.values() {
         let Body::Write(write) = &delta.body else { continue };
         let home = write.fields.register(&FieldKey::home());
-        if home.is_some_and(|home| home.sibling(delta.dot).is_some()) {
+        let names_it = home.is_some_and(|home| home.sibling(delta.dot).is_some());
+        let lineage = tree.shard(delta.shard);
+        let touched = write.fields.fields().iter().filter(|(_, field)| field.seen().covers(delta.dot, lineage));
+        if names_it && touched.count() > 1 {
             let region = tree.region(delta.dot.incarnation).map(|region| region.to_string());
             out.entry(text(&write.key)).or_default().extend(region);
         }

@@ -90,7 +90,8 @@ impl Run {
                 wide_percent: rng.random_range(0..40),
                 homed: mix == Mix::Homed,
             },
-            clients: rng.random_range(0..2),
+            // Whoever moves homes is beside the node.
+            clients: rng.random_range(0..2).max(usize::from(mix == Mix::Homed)),
             clients_away: rng.random_range(1..3),
             tamper_rate: if mix != Mix::Calm && rng.random_bool(0.6) { rng.random_range(0.01..0.3) } else { 0.0 },
             spoils: rng.random_bool(0.3),

@@ -3,13 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use isle_node::Clock;
+use bytes::Bytes;
+use isle_model::Region;
+use isle_node::{Clock, MoveRequest, Moved, RequestContext};
 use rand::Rng;
 use rand::rngs::StdRng;
+use tokio::time::Instant;
 
 use super::door::{Ask, Burst, Condition, Door};
 use super::history::{History, Op, Outcome, Source, WriteFact};
 use super::world::SimClock;
+use super::{SITES, keyspace_of};
 
 /// How a history is made.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +42,10 @@ impl Client {
         while !self.history.is_closed() {
             let think = self.rng.random_range(0..=self.shape.think_ms_max * 1000);
             tokio::time::sleep(Duration::from_micros(think)).await;
+            if self.shape.homed && self.rng.random_bool(0.05) {
+                self.move_home().await;
+                continue;
+            }
             match self.rng.random_range(0..100) {
                 0..30 => self.read().await,
                 30..95 => self.write().await,
@@ -87,6 +95,22 @@ impl Client {
             Ok(version) => self.history.read_at_home(self.now(), began, self.site, &key, &version),
             Err(error) => self.history.event(self.now(), &format!("{} cannot read {key} at home: {error}", self.site)),
         }
+    }
+
+    /// Has a key's home move to some region, while others write it.
+    async fn move_home(&mut self) {
+        let Door::Node(node) = &self.door else { return };
+        let key = self.history.homed_key().filter(|_| self.rng.random_bool(0.5));
+        let key = key.unwrap_or_else(|| format!("other-key-{}", self.rng.random_range(0..self.shape.keys)));
+        let to = SITES[self.rng.random_range(0..SITES.len())];
+        let asked = MoveRequest {
+            keyspace: keyspace_of(&key).name.to_owned(),
+            what: Moved::Key(Bytes::from(key.clone())),
+            to: Region::new(to),
+        };
+        let deadline = Some(Instant::now() + Duration::from_secs(3));
+        let moved = node.move_homes(&RequestContext { deadline, ..RequestContext::default() }, asked).await;
+        self.history.event(self.now(), &format!("{} moves {key} to {to}: {moved:?}", self.site));
     }
 
     /// Several writes at once, of one key more often than not: they meet in one batch.

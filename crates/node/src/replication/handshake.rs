@@ -52,9 +52,6 @@ pub(crate) fn meet(shared: &Shared, hello: &Hello, dialled: Option<&Region>) -> 
     if !faults.is_empty() {
         return Err(PeerError::Incompatible { reason: faults.join("; ") });
     }
-    if let Some(slot) = shared.peers.get(&hello.region) {
-        *slot.said.lock() = hello.keyspaces.clone();
-    }
     learn(shared, hello.rows.iter().cloned())?;
     check_names(shared, hello)?;
     if let Some(where_) = own_end_exceeded(shared, hello) {
@@ -75,12 +72,25 @@ pub(crate) fn meet(shared: &Shared, hello: &Hello, dialled: Option<&Region>) -> 
     match standing.judge(&hello.region, hello.incarnation, &tree, is_complete) {
         Admittance::Admit => {
             standing.admit(&hello.region, hello.incarnation);
+            note_said(shared, hello);
             Ok(Met::Admitted)
         }
-        Admittance::CompleteFirst => Ok(Met::CompleteFirst),
+        Admittance::CompleteFirst => {
+            // It asks for states, and those pass the gate too.
+            note_said(shared, hello);
+            Ok(Met::CompleteFirst)
+        }
         Admittance::Replaced { admitted } => {
             Err(PeerError::RegionReplaced { region: hello.region.clone(), admitted, refused: hello.incarnation })
         }
+    }
+}
+
+/// Notes what the peer means by each keyspace. It goes on saying so on its subscription, in order: what a Hello says that was overtaken
+/// stands only until then.
+fn note_said(shared: &Shared, hello: &Hello) {
+    if let Some(slot) = shared.peers.get(&hello.region) {
+        *slot.said.lock() = hello.keyspaces.clone();
     }
 }
 

@@ -215,12 +215,6 @@ impl Session {
                 self.shared.want_state(&self.origin, (keyspace, shard));
                 Ok(())
             }
-            ToReceiver::Keyspaces(said) => {
-                if let Some(slot) = self.shared.peers.get(&self.origin) {
-                    *slot.said.lock() = said;
-                }
-                Ok(())
-            }
             ToReceiver::Heartbeat { caught_up, .. } => {
                 if let Some(slot) = self.shared.peers.get(&self.origin) {
                     slot.link.lock().inbound_caught_up = caught_up;

@@ -15,7 +15,6 @@ use isle_store::{LogItem, LogPosition, TailError};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use crate::catalog::Fingerprints;
 use crate::egress::{Gate, Verdict};
 use crate::peer::{Absorbed, Hello, PeerError, ToReceiver, ToSender};
 use crate::replication::batch_codec::{BatchBuilder, Packer, wire_bytes};
@@ -36,8 +35,6 @@ pub(crate) struct Outbound {
     peer: Region,
     /// What the peer has, or has been sent.
     sent: BTreeMap<StreamKey, Vector>,
-    /// What the peer was told that this region means by each keyspace.
-    told: Arc<Fingerprints>,
     /// Streams that wait for the peer to take a state.
     waiting: BTreeSet<StreamKey>,
     /// Where the first of them began to wait: the peer's state will reach at least here.
@@ -74,8 +71,7 @@ struct InFlight {
 }
 
 impl Outbound {
-    /// `told`: by the Hello that answered the peer's.
-    pub(crate) fn new(shared: Arc<Shared>, hello: &Hello, told: Arc<Fingerprints>) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, hello: &Hello) -> Self {
         let peer = hello.region.clone();
         let sent: BTreeMap<StreamKey, Vector> =
             hello.cursors.iter().map(|(keyspace, shard, vector)| ((*keyspace, *shard), vector.clone())).collect();
@@ -90,7 +86,6 @@ impl Outbound {
             known_rows: hello.rows.iter().map(|(incarnation, _)| *incarnation).collect(),
             acked: sent.clone(),
             sent,
-            told,
             waiting: BTreeSet::new(),
             hold: None,
             held_back: BTreeMap::new(),
@@ -144,11 +139,14 @@ impl Outbound {
                 }
                 _ = catalog.changed() => {
                     self.let_go();
+                    // What the log does not hold of a keyspace that is new to the peer shows only when its end is looked at again.
+                    self.verified = false;
                     Ok(())
                 }
                 () = sleep_until(wakes_at), if wakes_at.is_some_and(|at| at > Instant::now()) => Ok(()),
                 _ = durable.changed(), if wakes_at.is_none() => Ok(()),
                 _ = heartbeat.tick() => {
+                    self.let_go();
                     self.take_up_offers();
                     self.beat(&outgoing);
                     if last_heard.elapsed() > self.shared.config.silence_max {
@@ -192,6 +190,7 @@ impl Outbound {
                     *slot.said.lock() = said;
                 }
                 self.let_go();
+                self.verified = false;
             }
         }
     }
@@ -252,7 +251,8 @@ impl Outbound {
 
     /// Whether the stream is there, and for this peer.
     fn ships(&self, stream: StreamKey) -> bool {
-        self.shared.queue(stream.1).is_some() && self.gate().passes(stream.0)
+        // While the two do not agree on the keyspace nothing of it leaves, and what the peer says of it still counts.
+        self.shared.queue(stream.1).is_some() && self.shared.catalog.known().is_for(&self.peer, stream.0)
     }
 
     fn gate(&self) -> Gate {
@@ -261,6 +261,9 @@ impl Outbound {
 
     /// Goes back for what was held back and may leave by now.
     fn let_go(&mut self) {
+        if self.held_back.is_empty() {
+            return;
+        }
         let gate = self.gate();
         let (mut from, before) = (self.scanned, self.scanned);
         self.held_back.retain(|keyspace, position| match gate.judge(*keyspace) {
@@ -271,9 +274,8 @@ impl Outbound {
                 false
             }
         });
-        // What the log does not hold of a keyspace that is new to the peer shows only when its end is looked at again.
-        self.verified = false;
         if from < before {
+            self.verified = false;
             self.scanned = from.max(self.shared.store.oldest());
             self.in_flight.clear();
         }
@@ -327,27 +329,22 @@ impl Outbound {
 
     /// Whether there is something to say besides deltas.
     fn has_word(&self) -> bool {
-        let probe = self.probes.front().is_some_and(|(_, position)| *position <= self.scanned);
+        let probe = self.answers_probe();
         let unverified = !self.verified && self.scanned >= self.shared.store.durable();
-        probe || unverified || !self.overdue.is_empty() || self.news().is_some()
+        probe || unverified || !self.overdue.is_empty()
     }
 
-    /// What this region means by each keyspace, where the peer has not been told.
-    fn news(&self) -> Option<Arc<Fingerprints>> {
-        Some(self.shared.catalog.known().fingerprints().clone()).filter(|known| *known != self.told)
+    /// Whether everything has been sent that was there when the oldest probe came: what is held back has not.
+    fn answers_probe(&self) -> bool {
+        self.held_back.is_empty() && self.probes.front().is_some_and(|(_, position)| *position <= self.scanned)
     }
 
     fn say(&mut self, permit: mpsc::Permit<'_, Result<ToReceiver, PeerError>>) -> Result<(), PeerError> {
-        if let Some(news) = self.news() {
-            self.told = news.clone();
-            permit.send(Ok(ToReceiver::Keyspaces(news)));
-            return Ok(());
-        }
         if let Some(stream) = self.overdue.pop_first() {
             permit.send(Ok(self.needs_state(stream)));
             return Ok(());
         }
-        if self.probes.front().is_some_and(|(_, position)| *position <= self.scanned)
+        if self.answers_probe()
             && let Some((id, _)) = self.probes.pop_front()
         {
             permit.send(Ok(ToReceiver::ProbeAnswer { id, wall_ms: self.shared.clock.wall_ms() }));
@@ -393,6 +390,8 @@ impl Outbound {
     }
 
     fn next_batch(&mut self) -> Result<Option<ToReceiver>, PeerError> {
+        // Before the gate is asked: what it lets pass must not go ahead of what it held back.
+        self.let_go();
         let durable = self.shared.store.durable();
         let tail = match self.shared.store.tail(self.scanned, BATCH_BYTES) {
             Ok(tail) => tail,
