@@ -29,18 +29,16 @@ pub enum Bug {
     KeepUnlisted = 11,
     /// A delta that cannot be read is passed over: cursors and statements go on above it (quarantine).
     PassUnreadable = 12,
+    /// A change of the metadata is acknowledged before most regions have it (metadata).
+    ChangeBeforeCommit = 13,
     /// A region takes a write of a key whose home is elsewhere (homes).
     TakeForeignHome = 14,
     /// A strong read is served from what the region has that was asked (strong reads).
     StrongFromHere = 15,
-    /// A vote for a leader of the metadata is not written down (metadata).
-    VoteNotDurable = 13,
-    /// A change of the metadata is acknowledged before most regions have it (metadata).
-    ChangeBeforeCommit = 16,
 }
 
 impl Bug {
-    pub const ALL: [Bug; 14] = [
+    pub const ALL: [Bug; 15] = [
         Bug::ReplyBeforeSync,
         Bug::ForgetEarly,
         Bug::SkipGap,
@@ -53,6 +51,7 @@ impl Bug {
         Bug::CursorBeforeLast,
         Bug::KeepUnlisted,
         Bug::PassUnreadable,
+        Bug::ChangeBeforeCommit,
         Bug::TakeForeignHome,
         Bug::StrongFromHere,
     ];

@@ -246,7 +246,7 @@ impl Node {
             return Err(StartError::Shards { store: writers.len(), config: config.shards });
         }
         let founders = config.regions().cloned().collect();
-        let group = cluster::Group::new(Storage::open(store.disk().clone(), founders)?);
+        let group = cluster::Group::new(Storage::open(store.disk().clone(), &config.region, founders)?);
         let (queues, waiting): (Vec<_>, Vec<_>) =
             (0..config.shards).map(|shard| ShardQueue::new(ShardId(shard), config.queue_bytes_max)).unzip();
         let mut peers = BTreeMap::new();

@@ -9,8 +9,8 @@ use std::io::{self, Cursor};
 use std::ops::RangeBounds;
 use std::sync::Arc;
 
+use isle_model::Region;
 use isle_model::metadata::Metadata;
-use isle_model::{Region, planted};
 use isle_store::disk::Disk;
 use openraft::storage::{LogFlushed, RaftLogStorage, RaftStateMachine};
 use openraft::{
@@ -20,7 +20,7 @@ use openraft::{
 use parking_lot::Mutex;
 
 use super::document::{Applied, Damaged, Document, FILE, StoredSnapshot};
-use super::{Types, Voter};
+use super::{Types, Voter, voter_id};
 use crate::catalog::Catalog;
 
 type Result<T> = std::result::Result<T, StorageError<u64>>;
@@ -28,6 +28,8 @@ type Result<T> = std::result::Result<T, StorageError<u64>>;
 /// Clones share one file.
 #[derive(Clone)]
 pub(crate) struct Storage {
+    /// This region, as a voter.
+    me: u64,
     disk: Arc<dyn Disk>,
     inner: Arc<Mutex<Inner>>,
 }
@@ -39,14 +41,18 @@ struct Inner {
 
 impl Storage {
     /// Reads the file. Where there is none, the regions of the configuration are the founders.
-    pub(crate) fn open(disk: Arc<dyn Disk>, founders: BTreeSet<Region>) -> std::result::Result<Storage, Damaged> {
+    pub(crate) fn open(
+        disk: Arc<dyn Disk>,
+        me: &Region,
+        founders: BTreeSet<Region>,
+    ) -> std::result::Result<Storage, Damaged> {
         let damaged = |error: io::Error| Damaged { fact: error.to_string() };
         let document = match disk.exists(FILE).map_err(damaged)? {
             true => Document::decode(&disk.read(FILE).map_err(damaged)?)?,
             false => Document { founders, ..Document::default() },
         };
         let applied = document.replay();
-        Ok(Storage { disk, inner: Arc::new(Mutex::new(Inner { document, applied })) })
+        Ok(Storage { me: voter_id(me), disk, inner: Arc::new(Mutex::new(Inner { document, applied })) })
     }
 
     /// As far as it is known here that the cluster has agreed.
@@ -112,16 +118,19 @@ impl RaftLogStorage<Types> for Storage {
     }
 
     async fn save_vote(&mut self, vote: &Vote<u64>) -> Result<()> {
-        if planted::is(planted::Bug::VoteNotDurable) {
-            self.inner.lock().document.vote = Some(*vote);
-            return Ok(());
-        }
         let saved = self.change(|document| document.vote = Some(*vote));
         saved.map_err(|error| StorageIOError::write_vote(&error).into())
     }
 
+    /// Asked for at the start alone. A leader does not go on as such then: its directory may be an older copy, and it would give
+    /// other entries the places of those that it has forgotten, under one and the same leadership. It has to be elected again,
+    /// and is not by those who have more.
     async fn read_vote(&mut self) -> Result<Option<Vote<u64>>> {
-        Ok(self.inner.lock().document.vote)
+        let vote = self.inner.lock().document.vote;
+        Ok(vote.map(|vote| match vote.leader_id().voted_for() {
+            Some(leader) if leader == self.me => Vote::new(vote.leader_id().term, leader),
+            _ => vote,
+        }))
     }
 
     async fn append<I>(&mut self, entries: I, callback: LogFlushed<Types>) -> Result<()>

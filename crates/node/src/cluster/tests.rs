@@ -26,7 +26,7 @@ fn regions() -> [Region; 2] {
 }
 
 fn open(disk: &MemoryDisk) -> Storage {
-    Storage::open(Arc::new(disk.clone()), regions().into()).unwrap()
+    Storage::open(Arc::new(disk.clone()), &regions()[0], regions().into()).unwrap()
 }
 
 fn machine(storage: &Storage) -> Machine {
@@ -150,6 +150,20 @@ async fn what_was_applied_is_there_after_a_restart() {
 }
 
 #[tokio::test]
+async fn a_leader_has_to_be_elected_again_after_a_restart() {
+    let storage = open(&MemoryDisk::new());
+    let (me, other) = (voter_id(&regions()[0]), voter_id(&regions()[1]));
+    for (saved, read) in [
+        (Vote::new_committed(3, me), Vote::new(3, me)),
+        (Vote::new(4, me), Vote::new(4, me)),
+        (Vote::new_committed(5, other), Vote::new_committed(5, other)),
+    ] {
+        storage.clone().save_vote(&saved).await.unwrap();
+        assert_eq!(storage.clone().read_vote().await.unwrap(), Some(read));
+    }
+}
+
+#[tokio::test]
 async fn a_change_that_cannot_be_written_has_not_happened() {
     let disk = MemoryDisk::new();
     let storage = open(&disk);
@@ -173,7 +187,7 @@ async fn damage_anywhere_is_found_and_the_way_out_is_named() {
         }
     }
     disk.write_atomic(FILE, &sound[..sound.len() / 2]).unwrap();
-    let refused = Storage::open(Arc::new(disk), regions().into()).err().unwrap().to_string();
+    let refused = Storage::open(Arc::new(disk), &regions()[0], regions().into()).err().unwrap().to_string();
     assert!(refused.contains("METADATA") && refused.contains("move the file away"), "{refused}");
 }
 
