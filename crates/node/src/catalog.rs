@@ -78,6 +78,12 @@ impl Known {
         &self.fingerprints
     }
 
+    /// Whether a keyspace was deleted: ids are given in order, and never again. One that is merely unknown may be new.
+    pub(crate) fn is_gone(&self, id: KeyspaceId) -> bool {
+        let Metadata { revision, keyspaces, id_max, .. } = &*self.metadata;
+        *revision > 0 && id.0 <= *id_max && !keyspaces.contains_key(&id)
+    }
+
     /// Whether a region may hold a keyspace's data, copied there or its own.
     pub(crate) fn holds(&self, region: &Region, id: KeyspaceId) -> bool {
         self.keyspace(id).is_some_and(|keyspace| keyspace.policy.admits(region, &self.metadata.members))

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use cluster::{Cluster, put_of, until, write_request};
 use isle_model::metadata::{Command, Keyspace, Metadata, Refused};
 use isle_model::policy::{Policy, Writes};
-use isle_node::{ChangeError, Consistency, GetRequest, Node, RequestContext, WriteRequest};
+use isle_node::{ChangeError, Consistency, GetRequest, LinkState, Node, RequestContext, WriteRequest};
 use isle_store::disk::{Disk, MemoryDisk};
 use tokio::time::Instant;
 
@@ -299,5 +299,62 @@ async fn what_cannot_be_written_is_not_promised_and_is_taken_up_again() {
     cluster.disks[&down].set_capacity(None);
     until("it has caught up", || cluster.node(&down).metadata().keyspaces.contains_key(&made.id)).await;
     founded(&cluster).await;
+    cluster.shutdown().await;
+}
+
+fn link(cluster: &Cluster, from: &str, to: &str) -> LinkState {
+    let status = cluster.node(from).status();
+    status.peers.iter().find(|peer| peer.region.as_str() == to).unwrap().state
+}
+
+/// A peer that was to take the state of a keyspace went on being NEEDS_STATE when the keyspace was deleted: nobody gives the
+/// state of what is not there, and nobody asks to go on from it. So did its log hold.
+#[tokio::test(start_paused = true)]
+async fn nothing_waits_for_the_state_of_a_keyspace_that_is_deleted() {
+    let cluster = Cluster::tuned(&THREE, |node, _| node.log_budget_bytes = 256 << 10);
+    founded(&cluster).await;
+    let doomed = create(cluster.node("a"), "doomed").await.unwrap();
+    agree(&cluster).await;
+    cluster.cut("c", "a");
+    cluster.cut("c", "b");
+    let value = "v".repeat(2000);
+    for n in 0..1500 {
+        put_in(cluster.node("a"), "doomed", &format!("key-{n}"), &value).await;
+    }
+    until("the log is trimmed though c is away", || cluster.node("a").store().log_bytes() < 2 << 20).await;
+    cluster.allow_chunks(0);
+    cluster.heal();
+    until("c is to take a state", || link(&cluster, "a", "c") == LinkState::NeedsState).await;
+    change(cluster.node("b"), Command::Delete { id: doomed.id, expected: None }).await.unwrap();
+    until("nobody waits any more", || link(&cluster, "a", "c") == LinkState::Live).await;
+    cluster.put("a", "after", "x").await.unwrap();
+    until("c goes on", || cluster.node("c").status().records == 1).await;
+    cluster.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_state_is_taken_though_the_keyspace_changes_meanwhile() {
+    let mut cluster = Cluster::tuned(&THREE, |node, _| node.log_budget_bytes = 256 << 10);
+    founded(&cluster).await;
+    let mut keyspace = create(cluster.node("a"), "carts").await.unwrap();
+    agree(&cluster).await;
+    cluster.crash("c");
+    let value = "v".repeat(2000);
+    for n in 0..1500 {
+        put_in(cluster.node("a"), "carts", &format!("key-{n}"), &value).await;
+    }
+    until("the log is trimmed though c is away", || cluster.node("a").store().log_bytes() < 2 << 20).await;
+    cluster.start("c");
+    for n in 0..40 {
+        let labels = [("n".to_owned(), n.to_string())].into();
+        let policy = Policy { labels, ..keyspace.policy.clone() };
+        let update = Command::Update { id: keyspace.id, expected: keyspace.revision, policy };
+        keyspace = change(cluster.node("b"), update).await.unwrap().unwrap();
+    }
+    cluster.converge(1500).await;
+    until("the links are live", || {
+        THREE.iter().all(|from| others(from).iter().all(|to| link(&cluster, from, to) == LinkState::Live))
+    })
+    .await;
     cluster.shutdown().await;
 }

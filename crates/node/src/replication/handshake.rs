@@ -159,8 +159,10 @@ fn owed_by(shared: &Shared, hello: &Hello) -> Owed {
         .map(|(keyspace, shard, vector)| ((*keyspace, *shard), vec![(shared.me().clone(), vector.clone())]));
     let stated = hello.stated.iter().map(|(keyspace, shard, stated)| ((*keyspace, *shard), stated.clone()));
     let mut owed = Owed::new();
+    // What is deleted nobody can complete, and nobody misses.
+    let catalog = shared.catalog.known();
     for (stream, had) in own.chain(stated) {
-        let known = shared.queue(stream.1).is_some();
+        let known = shared.queue(stream.1).is_some() && !catalog.is_gone(stream.0);
         if known && shared.store.streams(stream.0, stream.1).is_behind(&had, tree.shard(stream.1)) {
             owed.entry(stream).or_default().extend(had);
         }
@@ -177,7 +179,8 @@ fn is_complete(shared: &Shared, hello: &Hello) -> bool {
         .iter()
         .map(|(keyspace, shard, vectors)| ((*keyspace, *shard), vectors.iter().map(|(r, v)| (r, v)).collect()))
         .collect();
-    shared.store.all_streams().iter().all(|(stream, streams)| {
+    let catalog = shared.catalog.known();
+    shared.store.all_streams().iter().filter(|(stream, _)| !catalog.is_gone(stream.0)).all(|(stream, streams)| {
         let lineage = tree.shard(stream.1);
         let has = |origin: &Region, wanted: &Vector| {
             theirs

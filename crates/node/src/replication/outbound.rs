@@ -138,6 +138,7 @@ impl Outbound {
                     self.say(permit)
                 }
                 _ = catalog.changed() => {
+                    self.forget_the_gone();
                     self.let_go();
                     // What the log does not hold of a keyspace that is new to the peer shows only when its end is looked at again.
                     self.verified = false;
@@ -281,6 +282,18 @@ impl Outbound {
         }
     }
 
+    /// A keyspace that is deleted has no state that the peer could take: nothing of it is waited for.
+    fn forget_the_gone(&mut self) {
+        let known = self.shared.catalog.known();
+        self.held_back.retain(|keyspace, _| !known.is_gone(*keyspace));
+        self.overdue.retain(|stream| !known.is_gone(stream.0));
+        if self.waiting.iter().any(|stream| known.is_gone(stream.0)) {
+            self.waiting.retain(|stream| !known.is_gone(stream.0));
+            self.stop_holding();
+            self.set_up(true);
+        }
+    }
+
     fn go_back(&mut self, stream: StreamKey, after: Vector) {
         if !self.ships(stream) {
             return;
@@ -305,6 +318,11 @@ impl Outbound {
         self.scanned = self.scanned.min(from);
         self.in_flight.clear();
         self.verified = false;
+        self.stop_holding();
+    }
+
+    /// Once no stream waits for a state any more.
+    fn stop_holding(&mut self) {
         if self.waiting.is_empty() {
             self.hold = None;
             if self.overdue.is_empty() && self.shared.welcome_back(&self.peer) {

@@ -161,8 +161,14 @@ impl Repair {
 
     /// Takes the states that peers said are needed.
     async fn take_wanted(&mut self) {
+        let known = self.shared.catalog.known();
         let wanted = self.shared.wanted.lock().clone();
         for (from, stream) in wanted {
+            if known.is_gone(stream.0) {
+                self.shared.wanted.lock().remove(&(from.clone(), stream));
+                self.forget_transfer(&from, stream);
+                continue;
+            }
             self.give_up_paused();
             if let Err(error) = self.take_state(&from, stream).await {
                 tracing::info!(%from, keyspace = stream.0.0, shard = stream.1.0, %error, "a state transfer waits");
@@ -221,7 +227,10 @@ impl Repair {
         let shared = &self.shared;
         let tree = shared.store.tree();
         let mut standing = shared.standing.lock();
-        standing.settle(|at, stated| shared.store.streams(at.0, at.1).is_behind(stated, tree.shard(at.1)));
+        let known = shared.catalog.known();
+        let is_gone = |at: StreamKey| known.is_gone(at.0);
+        standing
+            .settle(|at, stated| !is_gone(at) && shared.store.streams(at.0, at.1).is_behind(stated, tree.shard(at.1)));
         !standing.owed().contains_key(&stream)
     }
 
