@@ -18,6 +18,7 @@ pub const RECORDED: &[(Bug, &[Case])] = &[
     (Bug::CursorBeforeLast, &[(1, Mix::Restored), (6, Mix::Away)]),
     (Bug::KeepUnlisted, &[(15, Mix::Away)]),
     (Bug::PassUnreadable, &[(3, Mix::Crashes), (9, Mix::Crashes), (18, Mix::Partitions)]),
+    (Bug::ChangeBeforeCommit, &[(0, Mix::Partitions), (3, Mix::Crashes), (5, Mix::Crashes)]),
     (Bug::TakeForeignHome, &[(2, Mix::Homed), (3, Mix::Homed), (5, Mix::Homed), (7, Mix::Homed)]),
     (Bug::StrongFromHere, &[(0, Mix::Homed), (1, Mix::Homed), (3, Mix::Homed), (5, Mix::Homed)]),
 ];

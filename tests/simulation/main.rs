@@ -44,9 +44,10 @@ fn the_laws_hold_under_all_mixes_of_faults() {
         let (crashes, states): (u64, u64) = (ran().map(|r| r.crashes).sum(), ran().map(|r| r.states_taken).sum());
         let quarantined: u64 = ran().map(|r| r.quarantined).sum();
         let judged: u64 = ran().map(|r| r.judged).sum();
+        let changed: u64 = ran().map(|r| r.keyspaces_changed).sum();
         println!(
             "{mix:?}: {simulated:.0?}, {events} events, {crashes} crashes, {states} chunks of state taken, {quarantined} deltas quarantined, \
-             {judged} causes judged"
+             {judged} causes judged, {changed} changes of keyspaces"
         );
     }
     let failed: Vec<Case> = all.into_iter().filter(|(_, ran)| ran.is_err()).map(|(case, _)| case).collect();

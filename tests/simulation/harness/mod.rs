@@ -5,6 +5,7 @@
 //! ```text
 //! run: faults ─▶ world (servers, disks, links, simulated time; tamper: what deltas meet on their way)
 //!  │                 ▲ workload: clients of each region ─ door ─▶ history
+//!  │                 ▲ keyspaces: come and go ─▶ what was answered
 //!  └▶ oracle ◀───────┴──── history, logs, final states
 //! ```
 //! The law it keeps: everything follows from the seed. No wall clock, no thread, no order of a hash map has a say.
@@ -14,6 +15,7 @@ pub mod causality;
 pub mod door;
 pub mod faults;
 pub mod history;
+pub mod keyspaces;
 pub mod links;
 pub mod logs;
 pub mod mix;

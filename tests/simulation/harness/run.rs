@@ -38,6 +38,8 @@ pub struct Ran {
     pub quarantined: u64,
     /// How many writes of a field the oracle's own account of causes was judged by.
     pub judged: u64,
+    /// Changes of keyspaces that were acknowledged.
+    pub keyspaces_changed: u64,
 }
 
 /// Runs one seed; an error says which law was broken.
@@ -146,6 +148,9 @@ impl Run {
         self.settle("every tombstone is forgotten", Self::tombstones)?;
         self.look()?;
         self.note_end();
+        if let (true, Some(node)) = (self.mix.is_honest(), self.nodes().first()) {
+            self.world.answered.check(&node.metadata())?;
+        }
         let judged = oracle::check(self.mix, &self.history, &self.logs, &self.nodes(), self.victim, self.states_taken)?;
         let simulated = self.world.now();
         Ok(Ran {
@@ -156,6 +161,7 @@ impl Run {
             states_taken: self.states_taken,
             quarantined: self.quarantined,
             judged,
+            keyspaces_changed: self.world.answered.count(),
         })
     }
 
@@ -255,6 +261,11 @@ impl Run {
                     && status.state == NodeState::Serving
                     && status.peers.iter().all(|peer| peer.state == LinkState::Live && peer.lag_bytes == 0)
             });
+        // Disks that forgot what they had promised may have lost what most regions had agreed on.
+        let known: Vec<_> = self.nodes().iter().map(|node| node.metadata()).collect();
+        let agreed = known.iter().all(|metadata| *metadata == known[0])
+            && all.iter().all(|status| status.metadata.revision > 0 && status.metadata.has_majority);
+        let settled = settled && (agreed || !self.mix.is_honest());
         let alike = all.iter().all(|status| (status.digest, status.records) == (all[0].digest, all[0].records));
         let differences = if alike { Vec::new() } else { self.differences() };
         if settled && differences.iter().all(|different| self.is_at_the_limit(different)) {

@@ -21,6 +21,7 @@ use turmoil::Sim;
 
 use super::door::Door;
 use super::history::History;
+use super::keyspaces::{Answered, Governor};
 use super::links::{CLIENT_PORT, Dialler, PEER_PORT, listen};
 use super::tamper::Tampering;
 use super::workload::{Client, Shape};
@@ -94,6 +95,7 @@ struct Site {
     tuning: Tuning,
     clock: Arc<SimClock>,
     history: Arc<History>,
+    answered: Arc<Answered>,
     boot: Mutex<Boot>,
     node: Mutex<Option<Arc<Node>>>,
     error: Mutex<Option<String>>,
@@ -109,6 +111,8 @@ struct Broken {
 }
 
 pub struct World {
+    /// What was answered of keyspaces.
+    pub answered: Arc<Answered>,
     rng: StdRng,
     sites: Vec<Arc<Site>>,
     /// A copy of a region's directory, running beside it.
@@ -130,6 +134,7 @@ impl World {
             .tcp_capacity(1 << 16)
             .simulation_duration(Duration::MAX)
             .build();
+        let answered: Arc<Answered> = Arc::default();
         let site = |index| {
             let boot = Boot { disk: MemoryDisk::new(), incarnation: Incarnation(0), chance: 0, starts: 0 };
             Arc::new(Site {
@@ -138,6 +143,7 @@ impl World {
                 tuning,
                 clock: Arc::default(),
                 history: history.clone(),
+                answered: answered.clone(),
                 boot: Mutex::new(boot),
                 node: Mutex::default(),
                 error: Mutex::default(),
@@ -174,7 +180,15 @@ impl World {
                 Ok(())
             }
         });
-        World { rng: rng_of(seed, "world"), clone, sites, broken: Broken::default(), fail_rate: tuning.fail_rate, sim }
+        World {
+            answered,
+            rng: rng_of(seed, "world"),
+            clone,
+            sites,
+            broken: Broken::default(),
+            fail_rate: tuning.fail_rate,
+            sim,
+        }
     }
 
     pub fn now(&self) -> Duration {
@@ -392,6 +406,7 @@ impl Site {
         for n in 0..self.tuning.clients {
             clients.spawn(self.client(&format!("{n} {}", boot.starts), Door::Node(node.clone())).run());
         }
+        clients.spawn(self.governor(&node, boot.starts).run());
         let served = tokio::try_join!(serve_peers(&region), serve_clients(&region));
         self.history.violation(format!("{} serves no more: {served:?}", self.index));
     }
@@ -405,6 +420,17 @@ impl Site {
         while clients.join_next().await.is_some() {}
     }
 
+    fn governor(&self, node: &Arc<Node>, starts: u64) -> Governor {
+        Governor {
+            node: node.clone(),
+            site: self.index,
+            rng: rng_of(self.seed, &format!("governor {} {starts}", self.index)),
+            clock: self.clock.clone(),
+            history: self.history.clone(),
+            answered: self.answered.clone(),
+        }
+    }
+
     fn clone_of(&self, disk: MemoryDisk) -> Site {
         let mut boot = self.boot.lock().clone();
         let mut rng = rng_of(boot.chance, "clone");
@@ -415,6 +441,7 @@ impl Site {
             tuning: self.tuning,
             clock: self.clock.clone(),
             history: self.history.clone(),
+            answered: self.answered.clone(),
             boot: Mutex::new(boot),
             node: Mutex::default(),
             error: Mutex::default(),

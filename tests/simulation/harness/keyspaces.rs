@@ -1,0 +1,137 @@
+//! Clients that make, change and delete keyspaces while faults run, and what must hold of it in the end: all regions know the
+//! same, nothing that was acknowledged is lost, and no id was given twice.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use isle_model::KeyspaceId;
+use isle_model::metadata::{Command, Keyspace, Metadata};
+use isle_model::policy::{Policy, Scope};
+use isle_node::{ChangeError, Clock, Node, RequestContext};
+use parking_lot::Mutex;
+use rand::Rng;
+use rand::rngs::StdRng;
+use tokio::time::Instant;
+
+use super::history::History;
+use super::world::SimClock;
+
+const PAUSE_MS_MAX: u64 = 1200;
+const NAMES: u32 = 12;
+
+/// What was answered.
+#[derive(Default)]
+pub struct Answered(Mutex<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    made: Vec<Keyspace>,
+    changed: Vec<Keyspace>,
+    deleted: BTreeSet<KeyspaceId>,
+    /// How often it was asked for, and not refused. Whoever asked may have crashed.
+    maybe_deleted: BTreeMap<KeyspaceId, u32>,
+}
+
+pub struct Governor {
+    pub node: Arc<Node>,
+    pub site: usize,
+    pub rng: StdRng,
+    pub clock: Arc<SimClock>,
+    pub history: Arc<History>,
+    pub answered: Arc<Answered>,
+}
+
+impl Governor {
+    pub async fn run(mut self) {
+        loop {
+            tokio::time::sleep(Duration::from_millis(self.rng.random_range(1..PAUSE_MS_MAX))).await;
+            if self.history.is_closed() {
+                return;
+            }
+            let command = self.command();
+            let patience = Duration::from_millis(self.rng.random_range(200..4000));
+            let ctx = RequestContext { deadline: Some(Instant::now() + patience), ..RequestContext::default() };
+            self.answered.asked(&command);
+            let outcome = self.node.change(&ctx, command.clone()).await;
+            let told = format!("{} has {command:?} decided: {outcome:?}", self.site);
+            self.history.event(self.clock.monotonic(), &told);
+            self.answered.note(&command, &outcome);
+        }
+    }
+
+    /// One of the keyspaces that no data is in.
+    fn command(&mut self) -> Command {
+        let metadata = self.node.metadata();
+        let ours: Vec<&Keyspace> = metadata.keyspaces.values().filter(|ks| ks.name.starts_with("made-")).collect();
+        let name = format!("made-{}", self.rng.random_range(0..NAMES));
+        if ours.is_empty() || self.rng.random_bool(0.5) {
+            return Command::Create { name, policy: Policy::of_scope(Scope::Global) };
+        }
+        let keyspace = ours[self.rng.random_range(0..ours.len())];
+        if self.rng.random_bool(0.4) {
+            let expected = Some(keyspace.revision).filter(|_| self.rng.random_bool(0.5));
+            return Command::Delete { id: keyspace.id, expected };
+        }
+        let labels = [("count".to_owned(), self.rng.random_range(0..1000).to_string())].into();
+        let policy = Policy { labels, ..keyspace.policy.clone() };
+        Command::Update { id: keyspace.id, expected: keyspace.revision, policy }
+    }
+}
+
+impl Answered {
+    fn asked(&self, command: &Command) {
+        if let Command::Delete { id, .. } = command {
+            *self.0.lock().maybe_deleted.entry(*id).or_default() += 1;
+        }
+    }
+
+    fn note(&self, command: &Command, outcome: &Result<Option<Keyspace>, ChangeError>) {
+        let mut inner = self.0.lock();
+        let is_refused = matches!(outcome, Err(error) if !matches!(error, ChangeError::OutcomeUnknown { .. }));
+        if let (Command::Delete { id, .. }, true) = (command, is_refused) {
+            *inner.maybe_deleted.entry(*id).or_default() -= 1;
+        }
+        match (command, outcome) {
+            (Command::Create { .. }, Ok(Some(made))) => inner.made.push(made.clone()),
+            (Command::Update { .. }, Ok(Some(changed))) => inner.changed.push(changed.clone()),
+            (Command::Delete { id, .. }, Ok(_)) => _ = inner.deleted.insert(*id),
+            _ => {}
+        }
+    }
+
+    /// How many changes were acknowledged.
+    pub fn count(&self) -> u64 {
+        let inner = self.0.lock();
+        (inner.made.len() + inner.changed.len() + inner.deleted.len()) as u64
+    }
+
+    /// What is wrong in the end, given what every region knows.
+    pub fn check(&self, metadata: &Metadata) -> Result<(), String> {
+        let inner = self.0.lock();
+        let mut names: BTreeMap<KeyspaceId, &str> = BTreeMap::new();
+        for made in &inner.made {
+            if let Some(other) = names.insert(made.id, &made.name) {
+                return Err(format!("id {} was given to {other} and to {}", made.id.0, made.name));
+            }
+        }
+        for told in inner.made.iter().chain(&inner.changed) {
+            match metadata.keyspaces.get(&told.id) {
+                Some(known) if known.revision < told.revision => {
+                    return Err(format!("{told:?} was acknowledged, and is {known:?}"));
+                }
+                Some(known) if known.revision == told.revision && known != told => {
+                    return Err(format!("{told:?} was acknowledged, and is {known:?}"));
+                }
+                Some(known) if known.name != told.name => return Err(format!("{told:?} became {known:?}")),
+                Some(_) => {}
+                None if inner.maybe_deleted.get(&told.id).is_some_and(|asked| *asked > 0) => {}
+                None => return Err(format!("{told:?} was acknowledged, and is gone")),
+            }
+        }
+        match inner.deleted.iter().find(|id| metadata.keyspaces.contains_key(id)) {
+            Some(back) => Err(format!("keyspace {} was deleted, and is there", back.0)),
+            None => Ok(()),
+        }
+    }
+}
