@@ -9,6 +9,7 @@ use bytes::Bytes;
 use cluster::{Cluster, put_of, until, write_request};
 use isle_model::policy::{HomeRule, Policy, ReadDefault, Replication, Residency, Scope};
 use isle_model::{FieldName, KeyspaceId, Mutation, Region};
+use isle_node::peer::ToReceiver;
 use isle_node::{
     Consistency, GetReply, GetRequest, KeyspaceConfig, LinkState, MoveError, MoveRequest, Moved, NodeConfig, NodeError,
     PreconditionAsked, RequestContext, ScanRequest, Versions, WriteReply, WriteRequest,
@@ -402,5 +403,61 @@ async fn a_key_moves_only_to_where_it_may_and_can() {
     let error = moved(HOMED, "us").await.unwrap_err();
     assert!(matches!(error, MoveError::Stopped { moved: 0, .. }), "{error}");
     assert_eq!(put(&cluster, "eu", HOMED, "k", "2").await.unwrap().served_by.as_str(), "eu", "it is where it was");
+    cluster.shutdown().await;
+}
+
+/// The third home had heard of the move and not of what the first had written: it took over with what it had, and a strong read
+/// showed that. A move brings the whole record.
+#[tokio::test(start_paused = true)]
+async fn a_third_home_takes_over_with_all_that_the_first_acknowledged() {
+    let cluster = linked().await;
+    put(&cluster, "eu", HOMED, "k", "0").await.unwrap();
+    has(&cluster, "ap", HOMED, "k").await;
+    cluster.cut("eu", "ap");
+    put(&cluster, "eu", HOMED, "k", "1").await.unwrap();
+    put(&cluster, "eu", HOMED, "new", "1").await.unwrap();
+    for key in ["k", "new"] {
+        for to in ["us", "ap"] {
+            let what = Moved::Key(Bytes::copy_from_slice(key.as_bytes()));
+            let asked = MoveRequest { keyspace: HOMED.to_owned(), what, to: Region::new(to) };
+            // By way of the region that both reach.
+            let reply = cluster.node("us").move_homes(&RequestContext::default(), asked).await.unwrap();
+            assert_eq!(reply.moved, 1, "{key} to {to}");
+        }
+        let reply = read(&cluster, "ap", HOMED, key, Consistency::Strong).await.unwrap();
+        assert_eq!((text(&reply).as_deref(), reply.served_by.as_str()), (Some("1"), "ap"), "{key}");
+    }
+    put(&cluster, "ap", HOMED, "k", "2").await.unwrap();
+    cluster.heal();
+    cluster.converge(2).await;
+    for region in ["ap", "eu", "us"] {
+        let reply = read(&cluster, region, HOMED, "k", Consistency::Eventual).await.unwrap();
+        assert!(!reply.reading.as_ref().unwrap().conflict);
+        assert_eq!(text(&reply).as_deref(), Some("2"));
+    }
+    cluster.shutdown().await;
+}
+
+/// The delete is acknowledged and has not come here: the copy here is not the answer.
+#[tokio::test(start_paused = true)]
+async fn a_strong_read_does_not_show_what_was_deleted_elsewhere() {
+    let cluster = linked().await;
+    put(&cluster, "eu", HOMED, "k", "1").await.unwrap();
+    has(&cluster, "ap", HOMED, "k").await;
+    cluster.tamper(
+        "eu",
+        Some(std::sync::Arc::new(|message| match message {
+            // Nothing more comes of eu's writes, though the line is up.
+            ToReceiver::Deltas(_) => ToReceiver::Heartbeat { lag_bytes: 0, caught_up: false },
+            other => other,
+        })),
+    );
+    let delete = WriteRequest { mutation: Mutation::Delete, ..in_keyspace(HOMED, "k", "") };
+    cluster.node("eu").write(&RequestContext::default(), delete).await.unwrap();
+    let copy = read(&cluster, "ap", HOMED, "k", Consistency::Eventual).await.unwrap();
+    assert_eq!(text(&copy).as_deref(), Some("1"), "it has not heard");
+    let newest = read(&cluster, "ap", HOMED, "k", Consistency::Strong).await.unwrap();
+    assert!(newest.reading.is_none(), "{newest:?}");
+    cluster.tamper("eu", None);
     cluster.shutdown().await;
 }
