@@ -31,6 +31,6 @@ impl Node {
             let rule = "is larger than the cluster's metadata can carry in one change".to_owned();
             return Err(Refused::Faulty { faults: vec![Fault { field: "policy".into(), rule }] }.into());
         }
-        cluster::change(self.shared(), ctx, command).await
+        cluster::change(&self.shared, ctx, command).await
     }
 }

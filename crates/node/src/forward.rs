@@ -12,15 +12,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::join_all;
+use isle_model::metadata::Keyspace;
+use isle_model::policy::Replication;
 use isle_model::{Dot, Incarnation, IncarnationTree, KeyspaceId, Record, Region, Row, planted};
 use tokio::time::Instant;
 
+use crate::catalog::Known;
 use crate::egress::{Gate, Verdict};
 use crate::homes::home_of;
-use crate::node::Asked;
 use crate::peer::{ForwardError, ForwardRequest, Peer, ReadReply, ReadRequest};
 use crate::shard_loop::read_failed;
 use crate::shared::{PeerSlot, StreamKey};
+use crate::write_batch::Asked;
 use crate::{GetReply, Node, NodeError, RequestContext, Versions, WriteReply};
 
 /// The home answers within the caller's deadline less this: else the caller hears nothing of what became of it.
@@ -267,6 +270,26 @@ impl Node {
             Some(incarnation) => Err(NodeError::SessionNotReached { incarnation }),
             None => Ok(()),
         }
+    }
+
+    /// A key moves only to a region that can hear of it.
+    pub(crate) fn connected(&self, to: &Region) -> Result<Region, NodeError> {
+        let is_up = self.shared.peers.get(to).is_some_and(|slot| slot.link.lock().outbound);
+        let reason = || "it is not connected, and could not take over".to_owned();
+        if is_up || to == self.shared.me() {
+            Ok(to.clone())
+        } else {
+            Err(NodeError::HomeUnreachable { home: to.clone(), reason: reason() })
+        }
+    }
+
+    /// How many other holders have to confirm a write of the keyspace. An error where too few are connected.
+    pub(crate) fn holders_waited_for(&self, known: &Known, keyspace: &Keyspace) -> Result<u32, NodeError> {
+        let Replication::Sync(needed) = keyspace.policy.replication else { return Ok(0) };
+        let holders = self.shared.peers.iter().filter(|(region, _)| known.is_for(region, keyspace.id));
+        let agrees = |region: &Region| Gate::to(&self.shared, region).passes(keyspace.id);
+        let connected = holders.filter(|(region, slot)| slot.link.lock().outbound && agrees(region)).count() as u32;
+        if connected < needed { Err(NodeError::TooFewHolders { needed, connected }) } else { Ok(needed) }
     }
 
     /// Waits until each write is confirmed by as many holders as it has to be. Returns those that were not in time.

@@ -6,6 +6,7 @@
 //!            │                        │               ▼
 //!            └▶ replication: peers ═▶ inbound     outbound ═▶ peers      (by Peer and Connector, see peer)
 //!                              repair ┘               └ egress: the gate
+//!            write_batch, reads ─▶ forward: to the home of a key, where that is another region (homes, moves)
 //!            maintenance: statements, tombstones, trimming
 //!            cluster: the metadata that all regions agree on ─▶ catalog
 //! ```
@@ -29,12 +30,15 @@ mod maintenance;
 mod moves;
 mod node;
 pub mod peer;
+mod reads;
 mod replication;
+mod request;
 mod shard_loop;
 mod shard_queue;
 mod shared;
 mod standing;
 mod status;
+mod write_batch;
 
 pub use change::ChangeError;
 pub use clock::{Clock, SystemClock};
@@ -44,11 +48,12 @@ pub use context::RequestContext;
 pub use counters::{Counter, Counters, PeerCounters};
 pub use error::{NodeError, RemoteError};
 pub use moves::{MoveError, MoveReply, MoveRequest, Moved};
-pub use node::{
-    Consistency, GetReply, GetRequest, Node, Parts, PreconditionAsked, ScanReply, ScanRequest, ScanRow, StartError,
-    SyncDriver, Versions, WriteReply, WriteRequest,
-};
+pub use node::{Node, Parts, StartError, SyncDriver};
 pub use replication::link::LinkState;
+pub use request::{
+    Consistency, GetReply, GetRequest, PreconditionAsked, ScanReply, ScanRequest, ScanRow, Versions, WriteReply,
+    WriteRequest,
+};
 pub use shared::Quarantined;
 pub use status::{KeyspaceStatus, NodeState, NodeStatus, PeerStatus};
 

@@ -3,7 +3,7 @@
 //! A write goes through its shard's queue and is answered once durable; a read sees what is published. Every task is owned
 //! here and ends with `shutdown`.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeMap;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,10 +12,9 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use isle_model::metadata::{Keyspace, Metadata};
-use isle_model::policy::{ReadDefault, Replication};
 use isle_model::{
-    Context, Epoch, FieldKey, IncarnationTree, KeyspaceId, Mutation, Precondition, Reading, Record, Region, ShardId,
-    Value, WriteError, planted, write,
+    Context, FieldKey, IncarnationTree, KeyspaceId, Mutation, Precondition, Record, Region, ShardId, Value, WriteError,
+    write,
 };
 use isle_store::{ShardWriter, Store};
 use parking_lot::Mutex;
@@ -30,8 +29,7 @@ use crate::clock::Clock;
 use crate::cluster::{self, Damaged, Storage};
 use crate::config::ConfigFaults;
 use crate::counters::Counters;
-use crate::egress::Gate;
-use crate::forward::{Patience, Wait, home_named};
+use crate::forward::Wait;
 use crate::homes;
 use crate::peer::{
     Connector, FetchReply, FetchRequest, Hello, MetadataReply, MetadataRequest, PeerError, StateReply, StateRequest,
@@ -43,11 +41,13 @@ use crate::replication::link::Link;
 use crate::replication::outbound::Outbound;
 use crate::replication::repair::Repair;
 use crate::replication::serving::{FetchHints, serve_fetch, serve_state};
-use crate::shard_loop::{ShardLoop, read_failed};
+use crate::shard_loop::ShardLoop;
 use crate::shard_queue::{self, ShardQueue, WriteAsk, WriteOutcomes, Written, answer_of};
 use crate::shared::{PeerSlot, Shared};
 use crate::status::{NodeStatus, status};
-use crate::{NodeConfig, NodeError, RequestContext, maintenance};
+use crate::{
+    NodeConfig, NodeError, PreconditionAsked, RequestContext, Versions, WriteReply, WriteRequest, maintenance,
+};
 
 /// Messages waiting for a subscriber. A batch is at most about 256 KiB, but for single large deltas.
 const OUTGOING_MAX: usize = 8;
@@ -84,137 +84,6 @@ pub enum StartError {
     Threads(String),
     #[error(transparent)]
     Metadata(#[from] Damaged),
-}
-
-/// What must hold of the newest state, or nothing is written.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum PreconditionAsked {
-    #[default]
-    None,
-    Absent,
-    /// The record's version is the one of this token.
-    Version(Bytes),
-}
-
-#[derive(Clone, Debug)]
-pub struct WriteRequest {
-    pub keyspace: String,
-    pub key: Bytes,
-    pub mutation: Mutation,
-    pub precondition: PreconditionAsked,
-    /// A version token: the write covers what its client saw. One given as precondition counts here too.
-    pub context: Option<Bytes>,
-    /// Not there yet: anything but empty is refused.
-    pub request_id: String,
-    /// For a key that is created by this write: its home, where the keyspace leaves that to its creator.
-    pub home: Option<Region>,
-    /// That of the metadata entry which made it, for a move; 0 for everything else.
-    pub epoch: Epoch,
-    /// Whether it is sent to the key's home where that is another region; else it is refused there.
-    pub forward: bool,
-}
-
-/// A write of a batch on its way to whoever carries it out.
-#[derive(Clone)]
-pub(crate) struct Asked {
-    /// Where in the batch it stands.
-    place: usize,
-    pub(crate) request: WriteRequest,
-    /// The home that a refusal named.
-    pub(crate) told: Option<Region>,
-}
-
-enum Whither {
-    /// `may_move`: another region may turn out to be its home.
-    Here {
-        may_move: bool,
-    },
-    There {
-        home: Region,
-        keyspace: KeyspaceId,
-    },
-}
-
-/// Whether a batch's replies have versions. Each costs a MAC, and a bulk load has no use for them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Versions {
-    Shown,
-    Omitted,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct WriteReply {
-    /// Empty where versions are omitted.
-    pub version: Bytes,
-    pub home: Option<Region>,
-    pub home_epoch: Epoch,
-    pub served_by: Region,
-    pub replayed: bool,
-    /// What an increment left.
-    pub value: Option<i64>,
-    /// Whether something was live before.
-    pub found: bool,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Consistency {
-    /// What the keyspace's policy says.
-    #[default]
-    Default,
-    /// What this region has.
-    Eventual,
-    /// Not there yet.
-    Session,
-    /// At most so old; of a forwarded key, at its home if it has to be.
-    Bounded(Duration),
-    /// At the key's home.
-    Strong,
-}
-
-#[derive(Clone, Debug)]
-pub struct GetRequest {
-    pub keyspace: String,
-    pub key: Bytes,
-    pub consistency: Consistency,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub struct GetReply {
-    /// `None` where there is nothing, or nothing any more.
-    pub reading: Option<Reading>,
-    /// Also of a deleted record, so that a write can be made conditional on its absence.
-    pub version: Bytes,
-    pub served_by: Region,
-    pub home: Option<Region>,
-    pub home_epoch: Epoch,
-    pub staleness: Option<Duration>,
-}
-
-#[derive(Clone, Debug)]
-pub struct ScanRequest {
-    pub keyspace: String,
-    pub start: Bytes,
-    /// Exclusive.
-    pub end: Option<Bytes>,
-    pub limit: usize,
-    pub bytes_max: usize,
-    pub consistency: Consistency,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub struct ScanRow {
-    pub key: Bytes,
-    pub reading: Reading,
-    pub version: Bytes,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub struct ScanReply {
-    pub rows: Vec<ScanRow>,
-    /// Where to go on; `None` at the end.
-    pub next: Option<Bytes>,
-    pub served_by: Region,
-    pub staleness: Option<Duration>,
 }
 
 pub struct Node {
@@ -305,10 +174,6 @@ impl Node {
         self.shared.catalog.known().metadata.clone()
     }
 
-    pub(crate) fn shared(&self) -> &Arc<Shared> {
-        &self.shared
-    }
-
     pub fn counters(&self) -> &Counters {
         &self.shared.counters
     }
@@ -356,7 +221,7 @@ impl Node {
     }
 
     /// Checks a write. An error means that nothing was or will be appended.
-    fn check(&self, ctx: &RequestContext, request: WriteRequest) -> Result<(Subject, WriteAsk), NodeError> {
+    pub(crate) fn check(&self, ctx: &RequestContext, request: WriteRequest) -> Result<(Subject, WriteAsk), NodeError> {
         self.checked(ctx, request).inspect_err(|error| self.count_refusals(error, 1))
     }
 
@@ -407,7 +272,11 @@ impl Node {
     }
 
     /// Puts writes of one shard into its queue: as many, from the first on, as there is room for.
-    fn queue(&self, shard: ShardId, asks: Vec<WriteAsk>) -> Result<shard_queue::Answered<WriteOutcomes>, NodeError> {
+    pub(crate) fn queue(
+        &self,
+        shard: ShardId,
+        asks: Vec<WriteAsk>,
+    ) -> Result<shard_queue::Answered<WriteOutcomes>, NodeError> {
         let asked = asks.len();
         let Some(queue) = self.shared.queue(shard) else {
             return Err(NodeError::Stopped { reason: "it has no shards".to_owned() });
@@ -417,13 +286,18 @@ impl Node {
         Ok(answered)
     }
 
-    fn count_refusals(&self, error: &NodeError, count: usize) {
+    pub(crate) fn count_refusals(&self, error: &NodeError, count: usize) {
         if matches!(error, NodeError::Overloaded { .. } | NodeError::DeadlineExpired | NodeError::ClockAhead { .. }) {
             self.shared.counters.refused.add(count as u64);
         }
     }
 
-    fn reply(&self, subject: &Subject, written: Written, versions: Versions) -> Result<WriteReply, NodeError> {
+    pub(crate) fn reply(
+        &self,
+        subject: &Subject,
+        written: Written,
+        versions: Versions,
+    ) -> Result<WriteReply, NodeError> {
         let Written { record, tree, refused, found, .. } = written;
         let version = || self.version(&record, &tree, subject.keyspace, &subject.key);
         if let Some(error) = refused {
@@ -443,267 +317,6 @@ impl Node {
         })
     }
 
-    /// Many writes at once, each with an outcome of its own. Not atomic. Writes to one key keep their order.
-    pub async fn write_batch(
-        &self,
-        ctx: &RequestContext,
-        requests: Vec<WriteRequest>,
-        versions: Versions,
-    ) -> Vec<Result<WriteReply, NodeError>> {
-        let mut replies: Replies = requests.iter().map(|_| None).collect();
-        let asked = requests.into_iter().enumerate();
-        let mut asked: Vec<Asked> = asked.map(|(place, request)| Asked { place, request, told: None }).collect();
-        let mut patience = Patience::until(self.deadline(ctx));
-        loop {
-            asked = self.write_round(ctx, asked, versions, &mut replies).await;
-            if asked.is_empty() || !patience.another_round().await {
-                break;
-            }
-        }
-        for Asked { place, told, request } in asked {
-            let known = self.shared.catalog.known();
-            let epoch = known.named(&request.keyspace).map_or(0, |keyspace| keyspace.epoch);
-            replies[place] = told.map(|home| Err(self.shared.not_home(home, Epoch(epoch))));
-        }
-        replies.into_iter().map(|reply| reply.expect("every request was answered, or told of a home")).collect()
-    }
-
-    /// Carries out what is this region's, and has the others' done there. Returns what turned out to have another home.
-    async fn write_round(
-        &self,
-        ctx: &RequestContext,
-        asked: Vec<Asked>,
-        versions: Versions,
-        replies: &mut Replies,
-    ) -> Vec<Asked> {
-        let mut groups: Vec<Group> = self.shared.shards().map(Group::new).collect();
-        let mut away: BTreeMap<(Region, KeyspaceId), Vec<Asked>> = BTreeMap::new();
-        let mut spare: Vec<Asked> = Vec::new();
-        // Once a key: were it asked again for a later write of it, a move in between would part the two.
-        let mut decided: HashMap<(String, Bytes), Region> = HashMap::new();
-        for mut asked in asked {
-            let of = (asked.request.keyspace.clone(), asked.request.key.clone());
-            asked.told = decided.get(&of).cloned().or(asked.told);
-            let whither = self.whither(ctx, &asked);
-            match &whither {
-                Ok(Whither::There { home, .. }) => _ = decided.insert(of, home.clone()),
-                Ok(Whither::Here { may_move: true }) => _ = decided.insert(of, self.shared.me().clone()),
-                _ => {}
-            }
-            match whither {
-                Ok(Whither::There { home, keyspace }) => away.entry((home, keyspace)).or_default().push(asked),
-                Ok(Whither::Here { may_move }) => {
-                    if may_move && asked.request.forward && ctx.hops == 0 {
-                        spare.push(asked.clone());
-                    }
-                    match self.check(ctx, asked.request) {
-                        Ok((subject, ask)) => groups[subject.shard.0 as usize].push(asked.place, subject, ask),
-                        Err(error) => replies[asked.place] = Some(Err(error)),
-                    }
-                }
-                Err(error) => {
-                    self.count_refusals(&error, 1);
-                    replies[asked.place] = Some(Err(error));
-                }
-            }
-        }
-        let here = self.write_here(ctx, groups, versions);
-        let there = futures::future::join_all(
-            away.iter().map(|((home, keyspace), asked)| self.forward(ctx, home, *keyspace, asked, versions)),
-        );
-        let (here, there) = futures::future::join(here, there).await;
-        here.into_iter().for_each(|(place, reply)| replies[place] = Some(reply));
-        for (sent, answers) in away.into_values().zip(there) {
-            for (asked, reply) in sent.into_iter().zip(answers) {
-                replies[asked.place] = Some(reply);
-                spare.push(asked);
-            }
-        }
-        // In their order, so that of two writes of one key the first stays it.
-        spare.sort_by_key(|asked| asked.place);
-        let moved = |mut asked: Asked| {
-            let refusal = replies[asked.place].as_ref().and_then(|reply| reply.as_ref().err());
-            asked.told = Some(refusal.and_then(home_named)?);
-            replies[asked.place] = None;
-            Some(asked)
-        };
-        spare.into_iter().filter_map(moved).collect()
-    }
-
-    /// Where a write is to be carried out.
-    fn whither(&self, ctx: &RequestContext, asked: &Asked) -> Result<Whither, NodeError> {
-        let known = self.shared.catalog.known();
-        let keyspace = self.keyspace(&known, &asked.request.keyspace)?;
-        if !keyspace.policy.is_forwarded() {
-            return Ok(Whither::Here { may_move: false });
-        }
-        self.shared.check_serving()?;
-        check_home(&known, keyspace, &asked.request)?;
-        let home = self.home_of_request(asked, keyspace.id)?;
-        if home == *self.shared.me() || planted::is(planted::Bug::TakeForeignHome) {
-            return Ok(Whither::Here { may_move: true });
-        }
-        if ctx.hops > 0 || !asked.request.forward {
-            return Err(self.shared.not_home(home, Epoch(keyspace.epoch)));
-        }
-        Ok(Whither::There { home, keyspace: keyspace.id })
-    }
-
-    async fn write_here(
-        &self,
-        ctx: &RequestContext,
-        mut groups: Vec<Group>,
-        versions: Versions,
-    ) -> Vec<(usize, Result<WriteReply, NodeError>)> {
-        groups.retain(|group| !group.asks.is_empty());
-        // All are queued before the first is waited for: shards work side by side, and one fsync serves them all.
-        let queued: Vec<_> =
-            groups.iter_mut().map(|group| self.queue(group.shard, std::mem::take(&mut group.asks))).collect();
-        let (mut replies, mut waits) = (Vec::new(), Vec::new());
-        for (group, queued) in groups.into_iter().zip(queued) {
-            let outcomes = match queued {
-                Ok(answered) => outcomes_by(ctx.deadline, answered).await,
-                Err(error) => Err(error),
-            };
-            group.settle(outcomes, |place, subject, outcome| {
-                let reply = outcome.and_then(|written| {
-                    waits.extend(subject.wait(place, &written));
-                    self.reply(subject, written, versions)
-                });
-                replies.push((place, reply));
-            });
-        }
-        if !waits.is_empty() {
-            let late: BTreeSet<usize> = self.await_holders(ctx, waits).await.iter().map(|wait| wait.place).collect();
-            replies
-                .iter_mut()
-                .filter(|(place, _)| late.contains(place))
-                .for_each(|(_, reply)| *reply = Err(unconfirmed()));
-        }
-        replies
-    }
-
-    /// A key moves only to a region that can hear of it.
-    fn connected(&self, to: &Region) -> Result<Region, NodeError> {
-        let is_up = self.shared.peers.get(to).is_some_and(|slot| slot.link.lock().outbound);
-        let reason = || "it is not connected, and could not take over".to_owned();
-        if is_up || to == self.shared.me() {
-            Ok(to.clone())
-        } else {
-            Err(NodeError::HomeUnreachable { home: to.clone(), reason: reason() })
-        }
-    }
-
-    /// How many other holders have to confirm a write of the keyspace. An error where too few are connected.
-    fn holders_waited_for(&self, known: &Known, keyspace: &Keyspace) -> Result<u32, NodeError> {
-        let Replication::Sync(needed) = keyspace.policy.replication else { return Ok(0) };
-        let holders = self.shared.peers.iter().filter(|(region, _)| known.is_for(region, keyspace.id));
-        let agrees = |region: &Region| Gate::to(&self.shared, region).passes(keyspace.id);
-        let connected = holders.filter(|(region, slot)| slot.link.lock().outbound && agrees(region)).count() as u32;
-        if connected < needed { Err(NodeError::TooFewHolders { needed, connected }) } else { Ok(needed) }
-    }
-
-    pub async fn get(&self, ctx: &RequestContext, request: GetRequest) -> Result<GetReply, NodeError> {
-        write::check_key(&request.key).map_err(|error| refusal(error, Bytes::new()))?;
-        match self.readable(ctx, &request.keyspace, request.consistency)? {
-            Readable::AtHome { keyspace, .. } => self.get_at_home(ctx, keyspace, &request.key).await,
-            Readable::Here { keyspace, staleness } => {
-                let record = self.shared.store.get(keyspace, &request.key).map_err(read_failed)?.unwrap_or_default();
-                Ok(self.get_reply(keyspace, &request.key, &record, self.shared.me().clone(), staleness))
-            }
-        }
-    }
-
-    pub(crate) fn get_reply(
-        &self,
-        keyspace: KeyspaceId,
-        key: &[u8],
-        record: &Record,
-        served_by: Region,
-        staleness: Option<Duration>,
-    ) -> GetReply {
-        let tree = self.shared.store.tree();
-        let mut reading = Reading::of(record, tree.shard(self.shared.shard_of(keyspace, key)));
-        let known = self.shared.catalog.known();
-        if known.keyspace(keyspace).is_none_or(|keyspace| keyspace.policy.home.is_none()) {
-            (reading.home, reading.home_epoch) = (None, Epoch::default());
-        }
-        GetReply {
-            version: self.version(record, &tree, keyspace, key),
-            served_by,
-            home: reading.home.clone(),
-            home_epoch: reading.home_epoch,
-            staleness,
-            reading: reading.found().then_some(reading),
-        }
-    }
-
-    pub async fn get_batch(&self, ctx: &RequestContext, requests: Vec<GetRequest>) -> Vec<Result<GetReply, NodeError>> {
-        futures::future::join_all(requests.into_iter().map(|request| self.get(ctx, request))).await
-    }
-
-    /// Live records of [start, end) in key order. Not a snapshot.
-    pub async fn scan(&self, ctx: &RequestContext, request: ScanRequest) -> Result<ScanReply, NodeError> {
-        let (keyspace, staleness) = match self.readable(ctx, &request.keyspace, request.consistency)? {
-            Readable::Here { keyspace, staleness } => (keyspace, staleness),
-            Readable::AtHome { bound: Some((bound, staleness)), .. } => {
-                return Err(NodeError::StalenessBoundExceeded { bound, staleness });
-            }
-            Readable::AtHome { bound: None, .. } => {
-                let reason = "a scan's keys have no one home; ask for eventual or bounded".to_owned();
-                return Err(NodeError::BadField { field: "read.consistency", reason });
-            }
-        };
-        let (start, end) = (&request.start, request.end.as_deref());
-        let page =
-            self.shared.store.scan(keyspace, start, end, request.limit, request.bytes_max).map_err(read_failed)?;
-        let tree = self.shared.store.tree();
-        let rows = page.rows.into_iter().map(|(key, record)| ScanRow {
-            reading: Reading::of(&record, tree.shard(self.shared.shard_of(keyspace, &key))),
-            version: self.version(&record, &tree, keyspace, &key),
-            key,
-        });
-        Ok(ScanReply { rows: rows.collect(), next: page.next, served_by: self.shared.me().clone(), staleness })
-    }
-
-    /// Where a read is served, by what was asked and what the keyspace's policy says.
-    fn readable(&self, ctx: &RequestContext, keyspace: &str, consistency: Consistency) -> Result<Readable, NodeError> {
-        self.shared.check_serving()?;
-        if ctx.is_expired() {
-            return Err(NodeError::DeadlineExpired);
-        }
-        let known = self.shared.catalog.known();
-        let Keyspace { id, policy, .. } = self.keyspace(&known, keyspace)?;
-        let keyspace = *id;
-        let asked = match (consistency, policy.read_default) {
-            (Consistency::Default, ReadDefault::Eventual) => Consistency::Eventual,
-            (Consistency::Default, ReadDefault::Session) => Consistency::Session,
-            (Consistency::Default, ReadDefault::Bounded(bound)) => Consistency::Bounded(bound),
-            (Consistency::Default, ReadDefault::Strong) => Consistency::Strong,
-            (asked, _) => asked,
-        };
-        // Measured before the read: what is absorbed in between makes it fresher than is said, never older.
-        let staleness = self.staleness(&known, keyspace);
-        self.shared.counters.reads.add(1);
-        match asked {
-            Consistency::Default | Consistency::Eventual => Ok(Readable::Here { keyspace, staleness }),
-            Consistency::Bounded(bound) if staleness.is_some_and(|staleness| staleness <= bound) => {
-                Ok(Readable::Here { keyspace, staleness })
-            }
-            Consistency::Bounded(bound) if policy.is_forwarded() => {
-                Ok(Readable::AtHome { keyspace, bound: Some((bound, staleness)) })
-            }
-            Consistency::Bounded(bound) => Err(NodeError::StalenessBoundExceeded { bound, staleness }),
-            Consistency::Session => Err(NodeError::Unimplemented { what: "consistency=session" }),
-            Consistency::Strong if policy.is_forwarded() => Ok(Readable::AtHome { keyspace, bound: None }),
-            Consistency::Strong => {
-                let reason =
-                    "strong reads need a keyspace with writes=forward: of any other no region has seen all".to_owned();
-                Err(NodeError::BadField { field: "read.consistency", reason })
-            }
-        }
-    }
-
     /// A keyspace whose data this region may hold.
     pub(crate) fn keyspace<'a>(&self, known: &'a Known, name: &str) -> Result<&'a Keyspace, NodeError> {
         let keyspace = known.named(name).ok_or_else(|| known.unknown(name))?;
@@ -714,7 +327,7 @@ impl Node {
         Ok(keyspace)
     }
 
-    fn version(&self, record: &Record, tree: &IncarnationTree, keyspace: KeyspaceId, key: &[u8]) -> Bytes {
+    pub(crate) fn version(&self, record: &Record, tree: &IncarnationTree, keyspace: KeyspaceId, key: &[u8]) -> Bytes {
         let lineage = tree.shard(self.shared.shard_of(keyspace, key));
         Bytes::from(Context::of(record, lineage).encode(&self.shared.config.token_key, keyspace, key))
     }
@@ -734,14 +347,6 @@ impl Node {
             Some(incarnation) => Err(NodeError::SessionNotReached { incarnation }),
             None => Ok(context),
         }
-    }
-
-    /// How old what is read here may be, by the holder that was heard last of all; `None` until all were heard.
-    fn staleness(&self, known: &Known, keyspace: KeyspaceId) -> Option<Duration> {
-        let now = self.shared.now();
-        let holders = self.shared.peers.iter().filter(|(region, _)| known.is_for(region, keyspace));
-        let mut ages = holders.map(|(_, slot)| slot.link.lock().fresh_as_of.map(|at| now.saturating_sub(at)));
-        ages.try_fold(Duration::ZERO, |oldest, age| Some(oldest.max(age?)))
     }
 
     /// The sending side of a peer's subscription.
@@ -826,9 +431,9 @@ impl Node {
 }
 
 /// What a write is about, for its reply.
-struct Subject {
+pub(crate) struct Subject {
     keyspace: KeyspaceId,
-    shard: ShardId,
+    pub(crate) shard: ShardId,
     key: Bytes,
     incremented: Option<FieldKey>,
     /// How many other holders have to confirm it.
@@ -839,69 +444,16 @@ struct Subject {
 }
 
 impl Subject {
-    /// What has to be waited for before the write is acknowledged; nothing where nothing was written.
-    fn wait(&self, place: usize, written: &Written) -> Option<Wait> {
+    /// What has to be waited for before the write is acknowledged, if anything.
+    pub(crate) fn wait(&self, place: usize, written: &Written) -> Option<Wait> {
         let dot = written.dot.filter(|_| self.holders > 0 || self.moved_to.is_some())?;
         let (stream, region) = ((self.keyspace, self.shard), self.moved_to.clone());
         Some(Wait { place, stream, dot, holders: self.holders, region })
     }
 }
 
-/// One a request; `None` while it is not answered.
-type Replies = Vec<Option<Result<WriteReply, NodeError>>>;
-
-/// Where a read is served.
-enum Readable {
-    Here {
-        keyspace: KeyspaceId,
-        /// How old what is read here may be.
-        staleness: Option<Duration>,
-    },
-    AtHome {
-        keyspace: KeyspaceId,
-        /// What was allowed and what it is here, where that is why.
-        bound: Option<(Duration, Option<Duration>)>,
-    },
-}
-
-/// The writes of a batch that go to one shard.
-struct Group {
-    shard: ShardId,
-    asks: Vec<WriteAsk>,
-    /// Where in the batch each stands.
-    subjects: Vec<(usize, Subject)>,
-}
-
-impl Group {
-    fn new(shard: ShardId) -> Group {
-        Group { shard, asks: Vec::new(), subjects: Vec::new() }
-    }
-
-    fn push(&mut self, place: usize, subject: Subject, ask: WriteAsk) {
-        self.asks.push(ask);
-        self.subjects.push((place, subject));
-    }
-
-    /// Says what became of each. Those that have no outcome found no room in the queue.
-    fn settle(
-        self,
-        outcomes: Result<WriteOutcomes, NodeError>,
-        mut say: impl FnMut(usize, &Subject, Result<Written, NodeError>),
-    ) {
-        let (outcomes, failed) = match outcomes {
-            Ok(outcomes) => (outcomes, shard_queue::overloaded()),
-            Err(error) => (Vec::new(), error),
-        };
-        let mut outcomes = outcomes.into_iter();
-        for (place, subject) in self.subjects {
-            let outcome = outcomes.next().unwrap_or_else(|| Err(failed.clone()));
-            say(place, &subject, outcome);
-        }
-    }
-}
-
 /// Waits for the outcomes of queued writes, no longer than their deadline.
-async fn outcomes_by(
+pub(crate) async fn outcomes_by(
     deadline: Option<Instant>,
     answered: shard_queue::Answered<WriteOutcomes>,
 ) -> Result<WriteOutcomes, NodeError> {
@@ -938,13 +490,13 @@ fn rng_of(seed: u64, name: &str) -> StdRng {
     StdRng::seed_from_u64(BuildHasherDefault::<DefaultHasher>::default().hash_one((seed, name)))
 }
 
-fn unconfirmed() -> NodeError {
+pub(crate) fn unconfirmed() -> NodeError {
     NodeError::OutcomeUnknown {
         reason: "it is durable here, and too few other holders confirmed it in time".to_owned(),
     }
 }
 
-fn check_home(known: &Known, keyspace: &Keyspace, request: &WriteRequest) -> Result<(), NodeError> {
+pub(crate) fn check_home(known: &Known, keyspace: &Keyspace, request: &WriteRequest) -> Result<(), NodeError> {
     let Some(home) = &request.home else { return Ok(()) };
     match homes::fault_of(keyspace, &known.metadata.members, &request.key, home) {
         Some(reason) => Err(NodeError::BadField { field: "write.home", reason }),
@@ -964,7 +516,7 @@ fn check_values(mutation: &Mutation, most: u32) -> Result<(), NodeError> {
     if is_over { Err(NodeError::BadField { field: "value", reason: reason() }) } else { Ok(()) }
 }
 
-fn refusal(error: WriteError, current: Bytes) -> NodeError {
+pub(crate) fn refusal(error: WriteError, current: Bytes) -> NodeError {
     match error {
         WriteError::BadField { field, reason } => NodeError::BadField { field, reason },
         WriteError::WrongKind { name, there, asked } => NodeError::WrongKind { name, there, asked },
