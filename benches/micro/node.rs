@@ -7,11 +7,9 @@ use async_trait::async_trait;
 use divan::Bencher;
 use divan::counter::ItemsCount;
 use isle_load::record::{Records, Shape};
-use isle_model::{Epoch, Incarnation, Mutation, Region, TokenKey, Value};
+use isle_model::{Incarnation, Mutation, Region, TokenKey, Value};
 use isle_node::peer::{Connector, Peer, PeerError};
-use isle_node::{
-    Node, NodeConfig, Parts, PeerConfig, PreconditionAsked, RequestContext, SyncDriver, SystemClock, WriteRequest,
-};
+use isle_node::{Node, NodeConfig, Parts, PeerConfig, RequestContext, SyncDriver, SystemClock, WriteRequest};
 use isle_store::disk::RealDisk;
 use isle_store::{BootIdentity, Store, StoreConfig, ViewPlace};
 use tokio::runtime::{Builder, Runtime};
@@ -56,17 +54,7 @@ async fn put_all(node: &Arc<Node>, requests: Vec<WriteRequest>) {
 fn request(records: &mut Records, number: u64) -> WriteRequest {
     let record = records.record(number);
     let mutation = Mutation::Put { value: Value::bytes(record.value) };
-    WriteRequest {
-        keyspace: "default".to_owned(),
-        key: record.key,
-        mutation,
-        precondition: PreconditionAsked::None,
-        context: None,
-        request_id: String::new(),
-        home: None,
-        epoch: Epoch::default(),
-        forward: true,
-    }
+    WriteRequest::new("default", record.key, mutation)
 }
 
 fn runtime() -> Runtime {

@@ -118,17 +118,10 @@ pub fn to_forward_request(identity: &Identity, from: v1::ForwardRequest) -> Resu
 fn to_write(from: v1::ForwardedOperation) -> Result<WriteRequest, Status> {
     match from.operation.ok_or_else(|| bad_field("operation", "is missing"))? {
         Forwarding::Write(write) => operation::of_operation(write, ""),
-        Forwarding::Move(v1::HomeMove { key, to, epoch }) => Ok(WriteRequest {
-            keyspace: String::new(),
-            key,
-            mutation: Mutation::Move { to: convert::to_region(&to).map_err(|error| bad_field("to", error))? },
-            precondition: PreconditionAsked::None,
-            context: None,
-            request_id: String::new(),
-            home: None,
-            epoch: Epoch(epoch),
-            forward: true,
-        }),
+        Forwarding::Move(v1::HomeMove { key, to, epoch }) => {
+            let to = convert::to_region(&to).map_err(|error| bad_field("to", error))?;
+            Ok(WriteRequest { epoch: Epoch(epoch), ..WriteRequest::new("", key, Mutation::Move { to }) })
+        }
     }
 }
 

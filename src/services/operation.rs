@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use isle_model::metadata::is_name;
-use isle_model::{Epoch, FieldName, Mutation, Region};
+use isle_model::{FieldName, Mutation, Region};
 use isle_node::{PreconditionAsked, WriteRequest};
 use isle_proto::v1;
 use isle_proto::v1::put_request::Precondition;
@@ -41,17 +41,9 @@ pub fn put(request: v1::PutRequest) -> Result<WriteRequest, Status> {
         Some(Precondition::IfVersion(version)) => PreconditionAsked::Version(version),
     };
     let mutation = Mutation::Put { value: wire::to_value(value, "value")? };
-    Ok(WriteRequest {
-        keyspace,
-        key,
-        mutation,
-        precondition,
-        context: token(context),
-        request_id,
-        home,
-        epoch: Epoch::default(),
-        forward,
-    })
+    let context = token(context);
+    let write = WriteRequest::new(keyspace, key, mutation);
+    Ok(WriteRequest { precondition, context, request_id, home, forward, ..write })
 }
 
 pub fn patch(request: v1::PatchRequest) -> Result<WriteRequest, Status> {
@@ -64,51 +56,25 @@ pub fn patch(request: v1::PatchRequest) -> Result<WriteRequest, Status> {
     let set = set.collect::<Result<_, Status>>()?;
     let remove = remove.iter().map(|name| FieldName::new(name)).collect();
     let (mutation, precondition) = (Mutation::Patch { set, remove }, condition(if_version));
-    Ok(WriteRequest {
-        keyspace,
-        key,
-        mutation,
-        precondition,
-        context: token(context),
-        request_id,
-        home,
-        epoch: Epoch::default(),
-        forward,
-    })
+    let context = token(context);
+    let write = WriteRequest::new(keyspace, key, mutation);
+    Ok(WriteRequest { precondition, context, request_id, home, forward, ..write })
 }
 
 pub fn increment(request: v1::IncrementRequest) -> Result<WriteRequest, Status> {
     let v1::IncrementRequest { keyspace, key, field, amount, request_id, write } = request;
     let Options { home, forward } = options(write)?;
     let mutation = Mutation::Increment { field: FieldName::new(&field), amount };
-    Ok(WriteRequest {
-        keyspace,
-        key,
-        mutation,
-        precondition: PreconditionAsked::None,
-        context: None,
-        request_id,
-        home,
-        epoch: Epoch::default(),
-        forward,
-    })
+    Ok(WriteRequest { request_id, home, forward, ..WriteRequest::new(keyspace, key, mutation) })
 }
 
 pub fn delete(request: v1::DeleteRequest) -> Result<WriteRequest, Status> {
     let v1::DeleteRequest { keyspace, key, if_version, context, request_id, write } = request;
     let Options { home, forward } = options(write)?;
     let (mutation, precondition) = (Mutation::Delete, condition(if_version));
-    Ok(WriteRequest {
-        keyspace,
-        key,
-        mutation,
-        precondition,
-        context: token(context),
-        request_id,
-        home,
-        epoch: Epoch::default(),
-        forward,
-    })
+    let context = token(context);
+    let write = WriteRequest::new(keyspace, key, mutation);
+    Ok(WriteRequest { precondition, context, request_id, home, forward, ..write })
 }
 
 fn condition(if_version: Bytes) -> PreconditionAsked {

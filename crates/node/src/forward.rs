@@ -321,13 +321,16 @@ impl Node {
     }
 
     /// Where a write of a forwarded keyspace goes, by what is published here. The home's shard loop has the last word.
-    pub(crate) fn home_of_request(&self, asked: &Asked, id: KeyspaceId) -> Result<Region, NodeError> {
+    pub(crate) fn home_of_request(
+        &self,
+        known: &Known,
+        keyspace: &Keyspace,
+        asked: &Asked,
+    ) -> Result<Region, NodeError> {
         if let Some(told) = &asked.told {
             return Ok(told.clone());
         }
-        let known = self.shared.catalog.known();
-        let keyspace = known.keyspace(id).ok_or_else(|| known.unknown(&asked.request.keyspace))?;
-        let key = &asked.request.key;
+        let (id, key) = (keyspace.id, &asked.request.key);
         let record = self.shared.store.get(id, key).map_err(read_failed)?.unwrap_or_default();
         let tree = self.shared.store.tree();
         let lineage = tree.shard(self.shared.shard_of(id, key));

@@ -1,11 +1,11 @@
 //! Moving homes, online.
 //!
 //! ```text
-//! metadata: a new epoch ─▶ the old home writes, in the key's own stream, that another region is its home
-//!                          ─▶ from there on it takes no write of the key ─▶ the new home hears it, behind all that went before
+//! metadata: a new epoch ─▶ the old home writes, with the whole record, that another region is its home
+//!                          ─▶ from there on it takes no write of the key ─▶ the new home hears it, and has all that went before
 //! ```
-//! The law it keeps: a key has one home at a time. The old home's last word is a write like any other, so whoever has absorbed it
-//! has absorbed everything before it; until the new home has, writes of the key wait, and none is lost or taken twice.
+//! The law it keeps: a key has one home at a time. The old home's last word brings everything that it acknowledged, and what it
+//! had of others, since its stream alone does not. Until the new home has absorbed it writes of the key wait, and none is lost or taken twice.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use crate::change::ChangeError;
 use crate::shard_loop::read_failed;
-use crate::{Node, NodeError, PreconditionAsked, RequestContext, Versions, WriteRequest};
+use crate::{Node, NodeError, RequestContext, Versions, WriteRequest};
 
 /// Keys moved at once.
 const KEYS_AT_ONCE: usize = 256;
@@ -148,17 +148,8 @@ impl Node {
         to: &Region,
         epoch: Epoch,
     ) -> Result<u64, MoveError> {
-        let request = |key| WriteRequest {
-            keyspace: keyspace.to_owned(),
-            key,
-            mutation: Mutation::Move { to: to.clone() },
-            precondition: PreconditionAsked::None,
-            context: None,
-            request_id: String::new(),
-            home: None,
-            epoch,
-            forward: true,
-        };
+        let request =
+            |key| WriteRequest { epoch, ..WriteRequest::new(keyspace, key, Mutation::Move { to: to.clone() }) };
         let replies = self.write_batch(ctx, keys.into_iter().map(request).collect(), Versions::Omitted).await;
         let moved = replies.iter().filter(|reply| reply.as_ref().is_ok_and(|reply| reply.found)).count() as u64;
         match replies.into_iter().find_map(Result::err) {

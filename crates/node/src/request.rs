@@ -33,6 +33,23 @@ pub struct WriteRequest {
     pub forward: bool,
 }
 
+impl WriteRequest {
+    /// One without conditions, sent to its home wherever that is.
+    pub fn new(keyspace: impl Into<String>, key: Bytes, mutation: Mutation) -> WriteRequest {
+        WriteRequest {
+            keyspace: keyspace.into(),
+            key,
+            mutation,
+            precondition: PreconditionAsked::None,
+            context: None,
+            request_id: String::new(),
+            home: None,
+            epoch: Epoch::default(),
+            forward: true,
+        }
+    }
+}
+
 /// Whether a batch's replies have versions. Each costs a MAC, and a bulk load has no use for them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Versions {
@@ -50,7 +67,7 @@ pub struct WriteReply {
     pub replayed: bool,
     /// What an increment left.
     pub value: Option<i64>,
-    /// Whether something was live before.
+    /// Whether something was live before; of a move, whether the home was another one.
     pub found: bool,
 }
 

@@ -7,11 +7,13 @@
 //! ```
 //! The law it keeps: writes of one key keep their order. They go the same way in one round, and are taken or refused together.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bytes::Bytes;
 use isle_model::{Epoch, KeyspaceId, Region, ShardId, planted};
 
+use crate::catalog::Known;
 use crate::forward::{Patience, home_named};
 use crate::node::{Subject, check_home, outcomes_by, unconfirmed};
 use crate::shard_queue::{self, WriteAsk, WriteOutcomes, Written};
@@ -37,6 +39,9 @@ enum Whither {
         keyspace: KeyspaceId,
     },
 }
+
+/// Where the keys of one round go.
+type Decided = HashMap<(KeyspaceId, Bytes), Region>;
 
 /// One a request; `None` while it is not answered.
 type Replies = Vec<Option<Result<WriteReply, NodeError>>>;
@@ -79,17 +84,10 @@ impl Node {
         let mut away: BTreeMap<(Region, KeyspaceId), Vec<Asked>> = BTreeMap::new();
         let mut spare: Vec<Asked> = Vec::new();
         // Once a key: were it asked again for a later write of it, a move in between would part the two.
-        let mut decided: HashMap<(String, Bytes), Region> = HashMap::new();
-        for mut asked in asked {
-            let of = (asked.request.keyspace.clone(), asked.request.key.clone());
-            asked.told = decided.get(&of).cloned().or(asked.told);
-            let whither = self.whither(ctx, &asked);
-            match &whither {
-                Ok(Whither::There { home, .. }) => _ = decided.insert(of, home.clone()),
-                Ok(Whither::Here { may_move: true }) => _ = decided.insert(of, self.shared.me().clone()),
-                _ => {}
-            }
-            match whither {
+        let mut decided = Decided::new();
+        let known = self.shared.catalog.known();
+        for asked in asked {
+            match self.whither(ctx, &known, &asked, &mut decided) {
                 Ok(Whither::There { home, keyspace }) => away.entry((home, keyspace)).or_default().push(asked),
                 Ok(Whither::Here { may_move }) => {
                     if may_move && asked.request.forward && ctx.hops == 0 {
@@ -130,15 +128,23 @@ impl Node {
     }
 
     /// Where a write is to be carried out.
-    fn whither(&self, ctx: &RequestContext, asked: &Asked) -> Result<Whither, NodeError> {
-        let known = self.shared.catalog.known();
-        let keyspace = self.keyspace(&known, &asked.request.keyspace)?;
+    fn whither(
+        &self,
+        ctx: &RequestContext,
+        known: &Known,
+        asked: &Asked,
+        decided: &mut Decided,
+    ) -> Result<Whither, NodeError> {
+        let keyspace = self.keyspace(known, &asked.request.keyspace)?;
         if !keyspace.policy.is_forwarded() {
             return Ok(Whither::Here { may_move: false });
         }
         self.shared.check_serving()?;
-        check_home(&known, keyspace, &asked.request)?;
-        let home = self.home_of_request(asked, keyspace.id)?;
+        check_home(known, keyspace, &asked.request)?;
+        let home = match decided.entry((keyspace.id, asked.request.key.clone())) {
+            Entry::Occupied(before) => before.get().clone(),
+            Entry::Vacant(first) => first.insert(self.home_of_request(known, keyspace, asked)?).clone(),
+        };
         if home == *self.shared.me() || planted::is(planted::Bug::TakeForeignHome) {
             return Ok(Whither::Here { may_move: true });
         }

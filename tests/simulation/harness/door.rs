@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper_util::rt::TokioIo;
 use isle::connection::Dial;
-use isle_model::{Dot, Epoch, FieldName, Incarnation, Mutation, Value};
+use isle_model::{Dot, FieldName, Incarnation, Mutation, Value};
 use isle_node::{Consistency, GetRequest, Node, NodeError, PreconditionAsked, RequestContext, WriteRequest};
 use isle_proto::v1::kv_client::KvClient;
 use isle_proto::v1::value::Kind;
@@ -248,17 +248,8 @@ fn request(ask: &Ask) -> WriteRequest {
         Condition::Version(token) => (PreconditionAsked::Version(token.clone()), None),
         Condition::Context(token) => (PreconditionAsked::None, Some(token.clone())),
     };
-    WriteRequest {
-        keyspace: keyspace_of(&ask.key).name.to_owned(),
-        key: Bytes::from(ask.key.clone()),
-        mutation: mutation(&ask.op),
-        precondition,
-        context,
-        request_id: String::new(),
-        home: None,
-        epoch: Epoch::default(),
-        forward: true,
-    }
+    let (keyspace, key) = (keyspace_of(&ask.key).name, Bytes::from(ask.key.clone()));
+    WriteRequest { precondition, context, ..WriteRequest::new(keyspace, key, mutation(&ask.op)) }
 }
 
 fn mutation(op: &Op) -> Mutation {

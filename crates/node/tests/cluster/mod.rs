@@ -13,14 +13,14 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use isle_model::{Epoch, FieldName, Incarnation, KeyspaceId, Mutation, Region, ShardId, TokenKey, Value};
+use isle_model::{FieldName, Incarnation, KeyspaceId, Mutation, Region, ShardId, TokenKey, Value};
 use isle_node::peer::{
     Connector, FetchReply, FetchRequest, ForwardError, ForwardRequest, Hello, MetadataReply, MetadataRequest, Peer,
     PeerError, ReadReply, ReadRequest, StateReply, StateRequest, ToReceiver, ToSender, Unpacker,
 };
 use isle_node::{
-    Clock, Consistency, GetReply, GetRequest, Node, NodeConfig, NodeError, Parts, PeerConfig, PreconditionAsked,
-    RemoteError, RequestContext, SyncDriver, WriteReply, WriteRequest,
+    Clock, Consistency, GetReply, GetRequest, Node, NodeConfig, NodeError, Parts, PeerConfig, RemoteError,
+    RequestContext, SyncDriver, WriteReply, WriteRequest,
 };
 use isle_store::disk::{Crash, MemoryDisk};
 use isle_store::{BootIdentity, Store, StoreConfig, ViewPlace};
@@ -340,17 +340,7 @@ impl Cluster {
 }
 
 pub fn write_request(key: &str, mutation: Mutation) -> WriteRequest {
-    WriteRequest {
-        keyspace: "default".to_owned(),
-        key: Bytes::copy_from_slice(key.as_bytes()),
-        mutation,
-        precondition: PreconditionAsked::None,
-        context: None,
-        request_id: String::new(),
-        home: None,
-        epoch: Epoch::default(),
-        forward: true,
-    }
+    WriteRequest::new("default", Bytes::copy_from_slice(key.as_bytes()), mutation)
 }
 
 pub fn put_of(value: &str) -> Mutation {
