@@ -49,7 +49,7 @@ enum Ready {
     Writes(Answer<WriteOutcomes>, WriteOutcomes),
     Foreign(Answer<Absorption>, Result<Absorption, NodeError>),
     Chunk(Answer<ChunkTaken>, Result<ChunkTaken, NodeError>),
-    Done(Answer<()>),
+    Done(Answer<()>, Result<(), NodeError>),
     Count(Answer<u64>, Result<u64, NodeError>),
 }
 
@@ -60,7 +60,7 @@ impl Ready {
             Ready::Writes(answer, outcomes) => drop(answer.send(Ok(outcomes))),
             Ready::Foreign(answer, result) => drop(answer.send(result)),
             Ready::Chunk(answer, result) => drop(answer.send(result)),
-            Ready::Done(answer) => drop(answer.send(Ok(()))),
+            Ready::Done(answer, result) => drop(answer.send(result)),
             Ready::Count(answer, result) => drop(answer.send(result)),
         }
     }
@@ -71,7 +71,7 @@ impl Ready {
             Ready::Writes(answer, _) => drop(answer.send(Err(error))),
             Ready::Foreign(answer, _) => drop(answer.send(Err(error))),
             Ready::Chunk(answer, _) => drop(answer.send(Err(error))),
-            Ready::Done(answer) => drop(answer.send(Err(error))),
+            Ready::Done(answer, _) => drop(answer.send(Err(error))),
             Ready::Count(answer, _) => drop(answer.send(Err(error))),
         }
     }
@@ -225,8 +225,7 @@ fn plan(shared: &Shared, batch: &mut Batch<'_>, job: Job) -> Ready {
         Job::Foreign { origin, deltas, answer } => Ready::Foreign(answer, absorb(shared, batch, &origin, deltas)),
         Job::Chunk { from, chunk, pin, answer } => Ready::Chunk(answer, take_chunk(shared, batch, &from, *chunk, pin)),
         Job::StateDone { keyspace, cursors, answer } => {
-            batch.state_done(keyspace, cursors);
-            Ready::Done(answer)
+            Ready::Done(answer, batch.state_done(keyspace, cursors).map_err(read_failed))
         }
         Job::Statement { keyspaces, again, answer } => {
             again.iter().for_each(|keyspace| batch.restate(*keyspace));
@@ -347,13 +346,16 @@ fn take_chunk(
     let hlc = shared.tick();
     let (keyspace, end) = (chunk.keyspace, chunk.end.clone());
     let note = |batch: &mut Batch<'_>, pin, next| batch.state_begun(keyspace, from.clone(), Begun { pin, next });
-    let pin = pin.unwrap_or_else(|| {
-        note(batch, chunk.absorbed.clone(), Bytes::new());
-        chunk.absorbed.clone()
-    });
+    let pin = match pin {
+        Some(pin) => pin,
+        None => {
+            note(batch, chunk.absorbed.clone(), Bytes::new()).map_err(read_failed)?;
+            chunk.absorbed.clone()
+        }
+    };
     batch.state_chunk(chunk, hlc).map_err(read_failed)?;
     if let Some(next) = end {
-        note(batch, pin, next);
+        note(batch, pin, next).map_err(read_failed)?;
     }
     Ok(ChunkTaken::Merged)
 }

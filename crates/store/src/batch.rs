@@ -118,6 +118,7 @@ impl Batch<'_> {
 
     fn take(&mut self, origin: &Region, received: Received, ahead: bool) -> Result<Admission, ReadError> {
         let Received { delta, encoded } = received;
+        self.work.check_open(delta.keyspace)?;
         let lineage = self.tree.shard(self.work.shard);
         if let Some(unknown) = all_known(lineage, delta.incarnations().into_iter()) {
             return Err(ReadError::UnknownIncarnation(Dot::new(unknown, 0)));
@@ -133,6 +134,7 @@ impl Batch<'_> {
 
     /// Forgets a tombstone that every holder has absorbed; says whether it did.
     pub fn forget(&mut self, keyspace: KeyspaceId, key: Bytes, holders: &[Region]) -> Result<bool, ReadError> {
+        self.work.check_open(keyspace)?;
         let record = self.newest(keyspace, &key)?;
         let lineage = self.tree.shard(self.work.shard);
         let me = &self.store.memory.region;
@@ -148,6 +150,7 @@ impl Batch<'_> {
 
     /// Merges a complete state of a range of keys.
     pub fn state_chunk(&mut self, chunk: StateChunk, taken_at: Hlc) -> Result<(), ReadError> {
+        self.work.check_open(chunk.keyspace)?;
         let chunk = StateChunk { taken_at, ..chunk };
         let lineage = self.tree.shard(self.work.shard);
         let of_records = chunk.records.iter().flat_map(|(_, record)| record.incarnations());
@@ -164,15 +167,30 @@ impl Batch<'_> {
 
     /// Notes how far a state transfer has come: before its first chunk is merged, so that after a crash it is known to be
     /// unfinished, and behind each, never before it, so that it goes on from what was merged.
-    pub fn state_begun(&mut self, keyspace: KeyspaceId, from: Region, begun: Begun) {
+    pub fn state_begun(&mut self, keyspace: KeyspaceId, from: Region, begun: Begun) -> Result<(), ReadError> {
+        self.work.check_open(keyspace)?;
         self.work.state_begun(&self.store.memory, keyspace, &from, &begun);
         self.push(&Entry::StateBegun { keyspace, shard: self.work.shard, from, begun });
+        Ok(())
     }
 
     /// Moves the cursors to where a state transfer was pinned, after its last chunk.
-    pub fn state_done(&mut self, keyspace: KeyspaceId, cursors: Vec<(Region, Vector)>) {
+    pub fn state_done(&mut self, keyspace: KeyspaceId, cursors: Vec<(Region, Vector)>) -> Result<(), ReadError> {
+        self.work.check_open(keyspace)?;
         self.work.state_done(&self.store.memory, &self.tree, keyspace, &cursors);
         self.push(&Entry::StateDone { keyspace, shard: self.work.shard, cursors });
+        Ok(())
+    }
+
+    /// Lets a keyspace go from this shard, whatever is known of it; says whether anything is. Nothing of it is there from here on,
+    /// nor taken in until the disk holds nothing of it either: that goes on behind the writes.
+    pub fn purge(&mut self, keyspace: KeyspaceId) -> bool {
+        let is_here = self.work.keeps(&self.store.memory, keyspace);
+        if is_here {
+            self.work.purge(keyspace);
+            self.push(&Entry::Purge { keyspace, shard: self.work.shard });
+        }
+        is_here
     }
 
     /// Whether there is nothing to commit, and nothing that a commit would refuse.
@@ -210,6 +228,7 @@ impl Batch<'_> {
     }
 
     fn own(&mut self, keyspace: KeyspaceId, hlc: Hlc, epoch: Epoch, body: Body) -> Result<Arc<Record>, ReadError> {
+        self.work.check_open(keyspace)?;
         let prev = self.streams(keyspace).last_own();
         let delta = Delta { dot: self.next_dot(), prev, keyspace, shard: self.work.shard, hlc, epoch, body };
         let payload = codec::entry_of_own(&delta);

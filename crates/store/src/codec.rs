@@ -133,6 +133,7 @@ pub fn encode_entry(entry: &Entry) -> Bytes {
             Stored::Holder(s::Holder { region: region.to_string(), expired: *expired })
         }
         Entry::DeltaAhead(delta) => return backward::entry_of_delta(DELTA_AHEAD_TAG, delta),
+        Entry::Purge { keyspace, shard } => Stored::Purge(purge(&(*keyspace, *shard))),
     };
     bytes_of(&s::LogEntry { entry: Some(entry) })
 }
@@ -160,7 +161,19 @@ pub fn decode_entry(bytes: Bytes) -> Result<Entry, DecodeError> {
             Entry::Holder { region: convert::to_region(&holder.region)?, expired: holder.expired }
         }
         Stored::DeltaAhead(delta) => Entry::DeltaAhead(convert::to_delta(delta)?),
+        Stored::Purge(purge) => {
+            let (keyspace, shard) = to_purge(purge);
+            Entry::Purge { keyspace, shard }
+        }
     })
+}
+
+fn purge((keyspace, shard): &(KeyspaceId, ShardId)) -> s::Purge {
+    s::Purge { keyspace: keyspace.0, shard: shard.0 }
+}
+
+fn to_purge(from: s::Purge) -> (KeyspaceId, ShardId) {
+    (KeyspaceId(from.keyspace), ShardId(from.shard))
 }
 
 fn state_begun((keyspace, shard): (KeyspaceId, ShardId), from: &Region, begun: &Begun) -> s::StateBegun {
@@ -270,6 +283,7 @@ fn meta(meta: &Meta) -> s::Meta {
         hlc_high: meta.hlc_high.0,
         expired: meta.expired.iter().map(Region::to_string).collect(),
         transfers: meta.transfers.iter().map(|(stream, left)| transfers(*stream, left)).collect(),
+        purging: meta.purging.iter().map(purge).collect(),
     }
 }
 
@@ -292,7 +306,7 @@ fn to_meta(from: s::Meta) -> Result<Meta, DecodeError> {
     let tree = to_tree(from.rows)?;
     let shards = from.last_seqs.len();
     let named = from.streams.iter().map(|streams| streams.shard).chain(from.transfers.iter().map(|left| left.shard));
-    if named.into_iter().any(|shard| shard as usize >= shards) {
+    if named.chain(from.purging.iter().map(|purge| purge.shard)).any(|shard| shard as usize >= shards) {
         return Err(DecodeError::Part("stream's shard"));
     }
     let streams = from.streams.into_iter().map(to_streams).collect::<Result<BTreeMap<_, _>, _>>()?;
@@ -305,6 +319,7 @@ fn to_meta(from: s::Meta) -> Result<Meta, DecodeError> {
         hlc_high: Hlc(from.hlc_high),
         expired: from.expired.iter().map(|region| convert::to_region(region)).collect::<Result<_, _>>()?,
         transfers: from.transfers.into_iter().map(to_transfers).collect::<Result<_, _>>()?,
+        purging: from.purging.into_iter().map(to_purge).collect(),
     })
 }
 

@@ -37,6 +37,11 @@ pub enum Entry {
     },
     /// A delta whose stamp was too far ahead: this node's clock does not follow it.
     DeltaAhead(Delta),
+    /// The keyspace goes from this shard, with all that is known of it.
+    Purge {
+        keyspace: KeyspaceId,
+        shard: ShardId,
+    },
 }
 
 impl Entry {
@@ -45,10 +50,23 @@ impl Entry {
         match self {
             Entry::Rows(_) | Entry::Holder { .. } => None,
             Entry::Delta(delta) | Entry::DeltaAhead(delta) => Some(delta.shard),
-            Entry::Forget { shard, .. } | Entry::StateDone { shard, .. } | Entry::StateBegun { shard, .. } => {
-                Some(*shard)
-            }
+            Entry::Forget { shard, .. }
+            | Entry::StateDone { shard, .. }
+            | Entry::StateBegun { shard, .. }
+            | Entry::Purge { shard, .. } => Some(*shard),
             Entry::StateChunk(chunk) => Some(chunk.shard),
+        }
+    }
+
+    /// The keyspace that it brings something of, or takes a part of.
+    pub(crate) fn keyspace(&self) -> Option<KeyspaceId> {
+        match self {
+            Entry::Rows(_) | Entry::Holder { .. } | Entry::Purge { .. } => None,
+            Entry::Delta(delta) | Entry::DeltaAhead(delta) => Some(delta.keyspace),
+            Entry::Forget { keyspace, .. } | Entry::StateDone { keyspace, .. } | Entry::StateBegun { keyspace, .. } => {
+                Some(*keyspace)
+            }
+            Entry::StateChunk(chunk) => Some(chunk.keyspace),
         }
     }
 }

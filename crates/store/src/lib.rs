@@ -10,6 +10,7 @@
 //! entry      what the log holds          meta       what a node knows beside its records
 //! codec      model ⇄ stored bytes        disk       the one seam for every file operation
 //! rebuild    a view anew, beside the one that serves
+//! purge      what a keyspace that is gone leaves behind
 //! doctor     looks a stopped directory over, and repairs it
 //! ```
 //! The law it keeps: acked means durable. Nothing is visible, shipped or acknowledged before the log has it on the disk.
@@ -32,6 +33,7 @@ mod open;
 mod overlay;
 mod packed;
 mod primitives;
+mod purge;
 mod rebuild;
 mod store;
 pub mod sync_thread;

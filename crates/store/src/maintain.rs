@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use isle_model::IncarnationTree;
+use isle_model::{IncarnationTree, ShardId};
 
 use crate::checkpoint::{self, CheckpointError, CheckpointWriter};
 use crate::log::LogPosition;
@@ -19,6 +19,7 @@ use crate::meta::{Meta, ViewMark};
 use crate::open::write_mark;
 use crate::overlay::Item;
 use crate::packed::Packed;
+use crate::purge::Sweep;
 use crate::rebuild::{Rebuild, Size};
 use crate::store::Store;
 use crate::view::{View, ViewError, ViewPlace, some_of};
@@ -69,9 +70,12 @@ pub(crate) struct Maintenance {
     closed: bool,
     pass: Option<Pass>,
     checkpoint: Option<CheckpointWriter>,
+    /// A checkpoint is due whatever log there is since the last: the one there is, and the log, hold what was purged.
+    checkpoint_asked: bool,
+    sweep: Option<Sweep>,
     /// Draining and what goes on beside it take turns.
     turn: bool,
-    /// And so do a checkpoint and a rebuild.
+    /// And so do a checkpoint, a rebuild and a sweep.
     walk_turn: bool,
     place: ViewPlace,
     rebuild: Option<Rebuild>,
@@ -100,6 +104,8 @@ struct Pass {
     meta: Meta,
     shard: usize,
     after: Option<ViewKey>,
+    /// A checkpoint follows.
+    checkpoint: bool,
 }
 
 impl Maintenance {
@@ -116,6 +122,8 @@ impl Maintenance {
             closed: false,
             pass: None,
             checkpoint: None,
+            checkpoint_asked: false,
+            sweep: None,
             turn: false,
             walk_turn: false,
             place,
@@ -228,19 +236,22 @@ impl Store {
         if state.rebuild_asked {
             self.begin_rebuild(state)?;
         }
-        let walking = !self.is_counted() || state.checkpoint.is_some() || state.rebuild.is_some();
+        let is_sweeping = state.sweep.is_some() || self.next_sweep().is_some();
+        let walking = !self.is_counted() || state.checkpoint.is_some() || state.rebuild.is_some() || is_sweeping;
+        let checkpoint = state.checkpoint_asked && state.checkpoint.is_none();
         let crowded = self.memory.overlay_bytes() >= self.config.overlay_drain_bytes;
         // A walk may last for minutes: it does not keep the log from being trimmed.
-        let is_due = crowded || self.flush_is_due(state) || (!walking && self.pass_is_due(state));
+        let is_due = crowded || checkpoint || self.flush_is_due(state) || (!walking && self.pass_is_due(state));
         if state.pass.is_none() && is_due {
             state.patience = 0;
-            state.pass = Some(Pass { meta: self.published_meta(), shard: 0, after: None });
+            state.checkpoint_asked &= !checkpoint;
+            state.pass = Some(Pass { meta: self.published_meta(), shard: 0, after: None, checkpoint });
         }
         state.turn = !state.turn;
         match state.pass.take() {
             None if !walking => return self.rebuild_at_rest(state),
             Some(mut pass) if !walking || state.turn => match self.drain_some(state, &mut pass)? {
-                true => self.after_pass(state, pass.meta)?,
+                true => self.after_pass(state, &pass)?,
                 false => state.pass = Some(pass),
             },
             pass => {
@@ -256,12 +267,46 @@ impl Store {
             return Ok(());
         }
         state.walk_turn = !state.walk_turn;
+        if let Some(sweep) = state.sweep.take().or_else(|| self.next_sweep()) {
+            state.sweep = Some(sweep);
+            if state.walk_turn || (state.checkpoint.is_none() && state.rebuild.is_none()) {
+                return self.sweep_some(state);
+            }
+        }
         // A checkpoint is not put off by a rebuild, for the log is trimmed behind it, and need not be over before the swap: it goes on
         // from the key where it is, in the view that holds the same by then.
         if state.rebuild.is_some() && (state.walk_turn || state.checkpoint.is_none()) {
             return self.rebuild_some(state);
         }
         self.write_checkpoint(state)
+    }
+
+    fn next_sweep(&self) -> Option<Sweep> {
+        let mut shards = self.memory.shards.iter().zip(0..);
+        shards.find_map(|(shard, at)| Some(Sweep::new(*shard.read().published_purging.first()?, ShardId(at))))
+    }
+
+    /// Takes some of what was purged out of the overlay, and out of the view and the one that is to take its place.
+    fn sweep_some(&self, state: &mut Maintenance) -> Result<(), MaintainError> {
+        let Some(mut sweep) = state.sweep.take() else { return Ok(()) };
+        let view = self.memory.view.load();
+        let Some(keys) = sweep.next(&self.memory, &view, STEP_ITEMS)? else {
+            // Once for all that go at once. The next pass begins behind the last removal, so that its meta names no purge.
+            state.checkpoint_asked |= self.next_sweep().is_none();
+            return Ok(());
+        };
+        for key in &keys {
+            let by = view.remove(key)?;
+            state.live += by;
+            state.written_bytes += by.unsigned_abs();
+        }
+        if let Some(rebuild) = &mut state.rebuild
+            && let Err(error) = rebuild.remove(&keys)
+        {
+            state.abandon_rebuild(&error);
+        }
+        state.sweep = Some(sweep);
+        Ok(())
     }
 
     fn watch_space(&self) {
@@ -343,14 +388,15 @@ impl Store {
         Ok(())
     }
 
-    fn after_pass(&self, state: &mut Maintenance, meta: Meta) -> Result<(), MaintainError> {
-        if self.flush_is_due(state) {
-            self.view_flush(state, &meta)?;
+    fn after_pass(&self, state: &mut Maintenance, pass: &Pass) -> Result<(), MaintainError> {
+        let meta = &pass.meta;
+        if pass.checkpoint || self.flush_is_due(state) {
+            self.view_flush(state, meta)?;
         }
         let since = self.log.bytes_between(state.checkpoint_position, meta.position);
-        if since >= self.config.checkpoint_log_bytes && state.checkpoint.is_none() {
+        if (pass.checkpoint || since >= self.config.checkpoint_log_bytes) && state.checkpoint.is_none() {
             // The view holds all that was published at the meta's position; what it holds beyond is replayed over harmlessly.
-            state.checkpoint = Some(CheckpointWriter::begin(self.disk.as_ref(), meta)?);
+            state.checkpoint = Some(CheckpointWriter::begin(self.disk.as_ref(), meta.clone())?);
         }
         if state.checkpoint.is_none() && self.may_rebuild(state, false) {
             self.begin_rebuild(state)?;
@@ -551,8 +597,10 @@ impl Store {
         for (key, item) in rows.iter().filter(|(key, _)| upto.as_ref().is_none_or(|upto| *key <= upto)) {
             if let Item::Record(record) = item {
                 let tally = Tally::of(key.keyspace(), &key.user_key(), record);
-                let shard = self.memory.shard_of(key.keyspace(), &key.user_key());
-                shards[shard.0 as usize].tallies.entry(key.keyspace()).or_default().add(tally);
+                let shard = &mut shards[self.memory.shard_of(key.keyspace(), &key.user_key()).0 as usize];
+                if !shard.published_purging.contains(&key.keyspace()) {
+                    shard.tallies.entry(key.keyspace()).or_default().add(tally);
+                }
             }
         }
         let counted = sizes.iter().filter(|(key, _)| upto.as_ref().is_none_or(|upto| key <= upto));
@@ -584,7 +632,7 @@ impl Store {
 
     /// Everything that is published goes into the view.
     fn drain(&self, state: &mut Maintenance) -> Result<Meta, MaintainError> {
-        let mut pass = Pass { meta: self.published_meta(), shard: 0, after: None };
+        let mut pass = Pass { meta: self.published_meta(), shard: 0, after: None, checkpoint: false };
         while !self.drain_some(state, &mut pass)? {}
         Ok(pass.meta)
     }

@@ -34,6 +34,12 @@ pub enum ReadError {
     UnknownIncarnation(Dot),
     #[error("a key of keyspace {} does not belong where it is named, in shard {}", keyspace.0, shard.0)]
     Misplaced { keyspace: KeyspaceId, shard: ShardId },
+    /// Nothing has changed. Who means to bring the keyspace back waits until it is over.
+    #[error("keyspace {} is being purged from shard {}", keyspace.0, shard.0)]
+    Purging { keyspace: KeyspaceId, shard: ShardId },
+    /// A state of what is left would say that the rest was deleted.
+    #[error("keyspace {} was purged from shard {} while it was read", keyspace.0, shard.0)]
+    Purged { keyspace: KeyspaceId, shard: ShardId },
 }
 
 /// How many live records a keyspace has, and the sum of their digests.
@@ -82,8 +88,12 @@ pub(crate) struct WithBatch {
     tallies: Vec<(ViewKey, Tally)>,
     streams: Vec<(KeyspaceId, Arc<Streams>)>,
     transfers: BTreeMap<KeyspaceId, Transfers>,
+    purges: BTreeSet<KeyspaceId>,
     seq: Seq,
 }
+
+/// Losers of one keyspace whose ledger entry is open.
+pub(crate) type OpenLosers = HashSet<(Dot, FieldKey)>;
 
 pub(crate) struct Shard {
     pub(crate) overlay: Overlay<WithBatch>,
@@ -93,8 +103,12 @@ pub(crate) struct Shard {
     pub(crate) published_transfers: BTreeMap<KeyspaceId, Transfers>,
     pub(crate) seq: Seq,
     pub(crate) published_seq: Seq,
-    /// Losers whose ledger entry is open: asked at every write, so kept in memory.
-    pub(crate) open_losers: HashSet<(Dot, FieldKey)>,
+    /// Asked at every write, so kept in memory.
+    pub(crate) open_losers: BTreeMap<KeyspaceId, OpenLosers>,
+    /// Keyspaces of which nothing is here for the writer, though overlay and view may hold some.
+    pub(crate) purging: BTreeSet<KeyspaceId>,
+    /// The same for readers: what may be taken out.
+    pub(crate) published_purging: BTreeSet<KeyspaceId>,
     pub(crate) census: Census,
     pub(crate) tallies: BTreeMap<KeyspaceId, Tally>,
 }
@@ -109,7 +123,9 @@ impl Shard {
             published_transfers: BTreeMap::new(),
             seq: 0,
             published_seq: 0,
-            open_losers: HashSet::new(),
+            open_losers: BTreeMap::new(),
+            purging: BTreeSet::new(),
+            published_purging: BTreeSet::new(),
             census: Census::Upto(None),
             tallies: BTreeMap::new(),
         }
@@ -124,6 +140,38 @@ impl Shard {
         self.published.extend(with.streams);
         self.published_transfers.extend(with.transfers);
         self.published_seq = with.seq;
+        for keyspace in with.purges {
+            self.tallies.remove(&keyspace);
+            self.published.remove(&keyspace);
+            self.published_transfers.remove(&keyspace);
+            self.published_purging.insert(keyspace);
+        }
+    }
+
+    /// Whether anything of a keyspace is here, as far as the writer knows.
+    fn keeps(&self, keyspace: KeyspaceId) -> bool {
+        let has_records = self.tallies.contains_key(&keyspace) || self.open_losers.contains_key(&keyspace);
+        let has_streams = self.streams.contains_key(&keyspace) || self.transfers.contains_key(&keyspace);
+        !self.purging.contains(&keyspace) && (has_records || has_streams)
+    }
+
+    /// Keyspaces of which anything is here, as far as the writer knows.
+    pub(crate) fn kept(&self) -> impl Iterator<Item = KeyspaceId> {
+        let all: BTreeSet<KeyspaceId> = self
+            .tallies
+            .keys()
+            .chain(self.open_losers.keys())
+            .chain(self.streams.keys())
+            .chain(self.transfers.keys())
+            .copied()
+            .collect();
+        all.into_iter().filter(|keyspace| !self.purging.contains(keyspace))
+    }
+
+    /// Nothing of it is left.
+    pub(crate) fn purged(&mut self, keyspace: KeyspaceId) {
+        self.purging.remove(&keyspace);
+        self.published_purging.remove(&keyspace);
     }
 }
 
@@ -230,7 +278,13 @@ impl Memory {
         if self.keys.denies(key) {
             return Ok(None);
         }
-        let above = self.shard(shard).read().overlay.visible(key).cloned();
+        let above = {
+            let shard = self.shard(shard).read();
+            if shard.published_purging.contains(&key.keyspace()) {
+                return Ok(None);
+            }
+            shard.overlay.visible(key).cloned()
+        };
         match above.map(|packed| packed.item()).transpose()? {
             Some(Item::Record(record)) => Ok(Some(record)),
             Some(Item::Gone) => Ok(None),
@@ -251,6 +305,9 @@ impl Memory {
         // The overlay is copied first: what is drained in between is then met in both, and never in neither.
         let above: Vec<(ViewKey, Packed)> = {
             let shard = self.shard(shard).read();
+            if shard.published_purging.contains(&start.keyspace()) {
+                return Ok(Rows { rows: Vec::new(), next: None });
+            }
             shard.overlay.range(start, end).take(most).map(|(k, i)| (k.clone(), i.clone())).collect()
         };
         lay_over(above, self.view.load().range(start, end), most, bytes_max)
@@ -329,7 +386,11 @@ pub(crate) struct Workspace {
     streams: BTreeMap<KeyspaceId, Streams>,
     transfers: BTreeMap<KeyspaceId, Transfers>,
     /// `true` opens a loser's entry, `false` closes it; in order.
-    losers: Vec<(Dot, FieldKey, bool)>,
+    losers: Vec<(KeyspaceId, Dot, FieldKey, bool)>,
+    /// Keyspaces of which there is nothing, and of which nothing is taken in.
+    purging: BTreeSet<KeyspaceId>,
+    /// Those of them that go with this.
+    purges: BTreeSet<KeyspaceId>,
     pub(crate) seq: Seq,
     /// A write is planned on its record and then applied to it: the second time it is not looked up again.
     last_read: Option<(ViewKey, Arc<Record>)>,
@@ -337,6 +398,10 @@ pub(crate) struct Workspace {
 
 impl Workspace {
     pub(crate) fn new(memory: &Memory, shard: ShardId) -> Self {
+        let (seq, purging) = {
+            let shard = memory.shard(shard).read();
+            (shard.seq, shard.purging.clone())
+        };
         Workspace {
             shard,
             changes: Vec::new(),
@@ -345,19 +410,26 @@ impl Workspace {
             streams: BTreeMap::new(),
             transfers: BTreeMap::new(),
             losers: Vec::new(),
-            seq: memory.shard(shard).read().seq,
+            purging,
+            purges: BTreeSet::new(),
+            seq,
             last_read: None,
         }
     }
 
     pub(crate) fn streams<'a>(&'a mut self, memory: &Memory, keyspace: KeyspaceId) -> &'a mut Streams {
+        let is_gone = self.purging.contains(&keyspace);
         self.streams.entry(keyspace).or_insert_with(|| {
             let shard = memory.shard(self.shard).read();
-            shard.streams.get(&keyspace).map(|s| Streams::clone(s)).unwrap_or_default()
+            let here = shard.streams.get(&keyspace).filter(|_| !is_gone);
+            here.map(|s| Streams::clone(s)).unwrap_or_default()
         })
     }
 
     fn transfers<'a>(&'a mut self, memory: &Memory, keyspace: KeyspaceId) -> &'a mut Transfers {
+        if self.purging.contains(&keyspace) {
+            return self.transfers.entry(keyspace).or_default();
+        }
         let shard = self.shard;
         self.transfers
             .entry(keyspace)
@@ -395,6 +467,9 @@ impl Workspace {
     }
 
     fn newest(&self, memory: &Memory, key: &ViewKey) -> Result<Option<Item>, ReadError> {
+        if self.purging.contains(&key.keyspace()) {
+            return Ok(None);
+        }
         if let Some(at) = self.at.get(key) {
             return Ok(Some(self.changes[*at].1.clone()));
         }
@@ -541,6 +616,27 @@ impl Workspace {
         self.transfers(memory, keyspace).note(from, begun.clone());
     }
 
+    /// Asked before anything of a keyspace is taken in: what comes while the rest of it is taken out would go as well.
+    pub(crate) fn check_open(&self, keyspace: KeyspaceId) -> Result<(), ReadError> {
+        let purging = ReadError::Purging { keyspace, shard: self.shard };
+        if self.purging.contains(&keyspace) { Err(purging) } else { Ok(()) }
+    }
+
+    /// Whether anything of a keyspace is here.
+    pub(crate) fn keeps(&self, memory: &Memory, keyspace: KeyspaceId) -> bool {
+        let is_new = self.streams.get(&keyspace).is_some_and(|streams| *streams != Streams::new());
+        !self.purging.contains(&keyspace) && (is_new || memory.shard(self.shard).read().keeps(keyspace))
+    }
+
+    /// Lets the keyspace go, with what this has of it.
+    pub(crate) fn purge(&mut self, keyspace: KeyspaceId) {
+        self.purging.insert(keyspace);
+        self.purges.insert(keyspace);
+        self.last_read = None;
+        self.streams.remove(&keyspace);
+        self.transfers.remove(&keyspace);
+    }
+
     fn settle(
         &mut self,
         memory: &Memory,
@@ -557,7 +653,7 @@ impl Workspace {
             self.fill_in(memory, keyspace, key, field, sibling)?;
         }
         for (field, dot) in applied.covered {
-            if self.is_open(memory, dot, &field) {
+            if self.is_open(memory, keyspace, dot, &field) {
                 self.supersede(memory, keyspace, key, field, dot, by)?;
             }
         }
@@ -592,13 +688,13 @@ impl Workspace {
         }
     }
 
-    fn is_open(&self, memory: &Memory, dot: Dot, field: &FieldKey) -> bool {
-        let here = self.losers.iter().rev().find(|(d, f, _)| *d == dot && f == field);
+    fn is_open(&self, memory: &Memory, keyspace: KeyspaceId, dot: Dot, field: &FieldKey) -> bool {
+        let here = self.losers.iter().rev().find(|(_, d, f, _)| *d == dot && f == field);
         match here {
-            Some((_, _, open)) => *open,
+            Some((.., open)) => *open,
             None => {
                 let shard = memory.shard(self.shard).read();
-                !shard.open_losers.is_empty() && shard.open_losers.contains(&(dot, field.clone()))
+                shard.open_losers.get(&keyspace).is_some_and(|open| open.contains(&(dot, field.clone())))
             }
         }
     }
@@ -625,27 +721,40 @@ impl Workspace {
         if let Some(Item::Ledger(known)) = self.newest(memory, &view_key)? {
             merged.merge(&known);
         }
-        self.losers.push((merged.loser, merged.field.clone(), merged.fate == Fate::Open));
+        self.losers.push((merged.keyspace, merged.loser, merged.field.clone(), merged.fate == Fate::Open));
         self.change(view_key, Item::Ledger(Arc::new(merged)));
         Ok(())
     }
 
-    /// Lets it all take effect, at a log position; visible once the log is durable so far. The shard is locked by the caller.
-    pub(crate) fn stage(self, memory: &Memory, shard: &mut Shard, end: LogPosition) {
+    /// Lets it all take effect, at a log position; visible once the log is durable so far. The shard is locked by the caller, who
+    /// drops what is returned only when it is not any more: there may be much of it.
+    pub(crate) fn stage(mut self, memory: &Memory, shard: &mut Shard, end: LogPosition) -> Vec<OpenLosers> {
+        // Whoever only looked at them noted that there are none.
+        self.streams.retain(|keyspace, _| !self.purging.contains(keyspace));
+        self.transfers.retain(|keyspace, _| !self.purging.contains(keyspace));
         let streams: Vec<_> =
             self.streams.into_iter().map(|(keyspace, streams)| (keyspace, Arc::new(streams))).collect();
         shard.streams.extend(streams.iter().cloned());
         shard.seq = self.seq;
-        for (dot, field, open) in self.losers {
+        for (keyspace, dot, field, open) in self.losers {
             match open {
-                true => shard.open_losers.insert((dot, field)),
-                false => shard.open_losers.remove(&(dot, field)),
+                true => _ = shard.open_losers.entry(keyspace).or_default().insert((dot, field)),
+                false => _ = shard.open_losers.get_mut(&keyspace).map(|open| open.remove(&(dot, field))),
             };
         }
         shard.transfers.extend(self.transfers.clone());
-        let with = WithBatch { tallies: self.tallies, streams, transfers: self.transfers, seq: self.seq };
+        let mut dropped = Vec::new();
+        for keyspace in &self.purges {
+            shard.streams.remove(keyspace);
+            shard.transfers.remove(keyspace);
+            dropped.extend(shard.open_losers.remove(keyspace));
+            shard.purging.insert(*keyspace);
+        }
+        let (transfers, purges) = (self.transfers, self.purges);
+        let with = WithBatch { tallies: self.tallies, streams, transfers, purges, seq: self.seq };
         self.changes.iter().for_each(|(key, _)| memory.keys.expect(key));
         shard.overlay.stage(end, self.changes, with);
+        dropped
     }
 }
 

@@ -23,6 +23,8 @@ pub struct Meta {
     /// Holders that are given up.
     pub expired: BTreeSet<Region>,
     pub transfers: BTreeMap<(KeyspaceId, ShardId), Transfers>,
+    /// Purges that are not over: what the view still holds of these is not there.
+    pub purging: BTreeSet<(KeyspaceId, ShardId)>,
 }
 
 impl Meta {
@@ -36,6 +38,7 @@ impl Meta {
             hlc_high: Hlc::default(),
             expired: BTreeSet::new(),
             transfers: BTreeMap::new(),
+            purging: BTreeSet::new(),
         }
     }
 }

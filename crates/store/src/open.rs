@@ -26,6 +26,7 @@ use crate::memory::{Census, Memory, ReadError, Workspace, put_all};
 use crate::meta::{Meta, ViewMark};
 use crate::overlay::Item;
 use crate::packed::Packed;
+use crate::purge::Sweep;
 use crate::store::{Store, StoreConfig};
 use crate::view::{View, ViewError, ViewPlace, directory_of};
 use crate::view_key::{LEDGER, ViewKey};
@@ -36,6 +37,8 @@ pub(crate) const FORMAT: &str = "isle data directory, format 1\n";
 /// Whose data it is: another region's directory, or another number of shards, would be read as this one's.
 pub(crate) const IDENTITY_FILE: &str = "IDENTITY";
 const LOCK_FILE: &str = "LOCK";
+/// So many keys at once are taken out under a replay.
+const SWEEP_ITEMS: usize = 1024;
 
 /// What tells a restart of the process from a restart of the machine or of the mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -489,6 +492,11 @@ impl Replay {
             shard.transfers.insert(*keyspace, left.clone());
             shard.published_transfers.insert(*keyspace, left.clone());
         }
+        for (keyspace, shard) in &meta.purging {
+            let mut shard = memory.shard(*shard).write();
+            shard.purging.insert(*keyspace);
+            shard.published_purging.insert(*keyspace);
+        }
         memory.note_hlc(meta.hlc_high);
         meta.expired.iter().for_each(|region| memory.note_holder(region, true));
         let mut live_bytes = 0;
@@ -497,8 +505,11 @@ impl Replay {
             let Ok(((_, Item::Ledger(entry)), bytes)) = row else { continue };
             live_bytes += bytes as i64;
             if entry.fate == isle_model::Fate::Open {
-                let shard = memory.shard_of(entry.keyspace, &entry.key);
-                memory.shard(shard).write().open_losers.insert((entry.loser, entry.field.clone()));
+                let mut shard = memory.shard(memory.shard_of(entry.keyspace, &entry.key)).write();
+                if !shard.purging.contains(&entry.keyspace) {
+                    let open = shard.open_losers.entry(entry.keyspace).or_default();
+                    open.insert((entry.loser, entry.field.clone()));
+                }
             }
         }
         Replay {
@@ -527,6 +538,7 @@ impl Replay {
         if let Some(shard) = entry.shard().filter(|shard| shard.0 as usize >= self.memory.shards.len()) {
             return Err(OpenError::NoSuchShard { at: end, shard });
         }
+        self.make_way_for(&entry)?;
         self.apply(end, writer, entry).map_err(|source| OpenError::Apply { at: end, source })?;
         if self.memory.overlay_bytes() > self.overlay_bytes {
             self.drain()?;
@@ -570,9 +582,26 @@ impl Replay {
             }
             Entry::StateBegun { keyspace, from, begun, .. } => work.state_begun(memory, keyspace, &from, &begun),
             Entry::StateDone { keyspace, cursors, .. } => work.state_done(memory, &self.tree, keyspace, &cursors),
+            Entry::Purge { keyspace, .. } => work.purge(keyspace),
         }
         work.stage(memory, &mut memory.shard(shard).write(), end);
         memory.publish(end);
+        Ok(())
+    }
+
+    /// What the log has of a keyspace behind its purge was taken in when that was over.
+    fn make_way_for(&mut self, entry: &Entry) -> Result<(), OpenError> {
+        let (Some(keyspace), Some(shard)) = (entry.keyspace(), entry.shard()) else { return Ok(()) };
+        if !self.memory.shard(shard).read().purging.contains(&keyspace) {
+            return Ok(());
+        }
+        let (mut sweep, view) = (Sweep::new(keyspace, shard), self.memory.view.load_full());
+        while let Some(keys) = sweep.next(&self.memory, &view, SWEEP_ITEMS)? {
+            for key in keys {
+                let by = view.remove(&key)?;
+                self.live_bytes += if Census::Upto(None).counts(&key) { by } else { 0 };
+            }
+        }
         Ok(())
     }
 

@@ -137,6 +137,15 @@ impl<T> Overlay<T> {
         pending.chain(self.range(start, end).map(|(key, _)| key)).map(ViewKey::user_key).collect()
     }
 
+    /// Takes out up to `most` visible items of [start, end), whether or not the view holds them.
+    pub(crate) fn take(&mut self, start: &ViewKey, end: &ViewKey, most: usize) -> Vec<(ViewKey, Packed)> {
+        let keys: Vec<ViewKey> = self.range(start, end).take(most).map(|(key, _)| key.clone()).collect();
+        let taken: Vec<_> = keys.into_iter().filter_map(|key| self.visible.remove_entry(&key)).collect();
+        let bytes: usize = taken.iter().map(|(key, item)| key.heap_bytes() + item.bytes()).sum();
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        taken
+    }
+
     /// Takes out what the view now holds, unless something newer has come meanwhile.
     pub(crate) fn drained(&mut self, items: &[(ViewKey, Packed)]) {
         for (key, item) in items {

@@ -5,7 +5,7 @@
 //!         └──────────────────────────────────────────▶ view-N+1 ◀──┘     flush, sync ─▶ VIEW says N+1 ─▶ readers switch ─▶ view-N goes
 //! ```
 //! The law it keeps: the new view never holds what the old one does not, and when the last pass is over it holds all of it.
-//! Whatever is drained meanwhile is put into both, and nothing else changes either.
+//! Whatever is drained meanwhile is put into both, what is purged is taken out of both, and nothing else changes either.
 //!
 //! A pass copies one class of the keys. sled cleans a segment of its file only once half of it is dead, and a fill in key order
 //! leaves pages behind that are never touched again: their file takes 2.9 times what it holds. A second pass meets each page once
@@ -68,6 +68,14 @@ impl Rebuild {
     /// What is drained into the old view.
     pub(crate) fn put(&mut self, items: &[(ViewKey, Packed)]) -> Result<(), ViewError> {
         items.iter().try_for_each(|(key, item)| self.put_one(key, item))
+    }
+
+    /// What is taken out of the old view.
+    pub(crate) fn remove(&mut self, keys: &[ViewKey]) -> Result<(), ViewError> {
+        keys.iter().try_for_each(|key| {
+            self.live_bytes += self.view.remove(key)?;
+            Ok(())
+        })
     }
 
     /// The next of the old view's items. Says whether that was the last pass.

@@ -6,6 +6,7 @@
 //! ```
 //! The law it keeps: nothing is visible, shipped or acknowledged before the log holds it durably.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
@@ -233,7 +234,7 @@ impl Store {
     }
 
     /// Holders that were given up and have not been completed since.
-    pub fn expired_holders(&self) -> std::collections::BTreeSet<Region> {
+    pub fn expired_holders(&self) -> BTreeSet<Region> {
         self.memory.expired.read().clone()
     }
 
@@ -271,8 +272,9 @@ impl Store {
         // The shard stays locked from the append to the staging, so that no publication passes in between and misses it.
         let mut shard = self.memory.shard(work.shard).write();
         let end = self.log.append(payloads)?.end;
-        work.stage(&self.memory, &mut shard, end);
+        let dropped = work.stage(&self.memory, &mut shard, end);
         drop(shard);
+        drop(dropped);
         self.wake_sync(end);
         Ok(Unsynced { end })
     }
@@ -397,6 +399,20 @@ impl Store {
         out
     }
 
+    /// Every keyspace and shard of which anything is here, for the writers, but for what is being purged.
+    pub fn kept(&self) -> BTreeSet<(KeyspaceId, ShardId)> {
+        let kept = |(at, shard): (usize, &parking_lot::RwLock<crate::memory::Shard>)| {
+            let kept: Vec<KeyspaceId> = shard.read().kept().collect();
+            kept.into_iter().map(move |keyspace| (keyspace, ShardId(at as u32)))
+        };
+        self.memory.shards.iter().enumerate().flat_map(kept).collect()
+    }
+
+    /// Keyspaces that are not there any more, though the disk still holds some of them.
+    pub fn purging(&self) -> BTreeSet<KeyspaceId> {
+        self.memory.shards.iter().flat_map(|shard| shard.read().purging.clone()).collect()
+    }
+
     /// Deltas of the log after a position, durable ones only, about `bytes_max` of them. A damaged segment is as good as
     /// trimmed: who needs it takes a state, and goes on behind it.
     pub fn tail(&self, after: LogPosition, bytes_max: usize) -> Result<Tail, TailError> {
@@ -446,7 +462,7 @@ impl Store {
         bytes_max: usize,
     ) -> Result<StateChunk, ReadError> {
         // The vector is taken before the read: what comes in between is then in the state, and only not yet in the vector.
-        let absorbed = self.durable_streams(keyspace, shard).applied().clone().into_iter().collect();
+        let absorbed: Vec<_> = self.durable_streams(keyspace, shard).applied().clone().into_iter().collect();
         let end = ViewKey::end(RECORDS, keyspace, shard);
         let (mut records, mut bytes) = (Vec::new(), 0);
         let mut from = Some(ViewKey::record(keyspace, shard, start));
@@ -467,6 +483,9 @@ impl Store {
         }
         let end_key = from.map(|key| key.user_key());
         let ledger = self.ledger_range(keyspace, shard, start, end_key.as_deref())?;
+        if self.durable_streams(keyspace, shard).is_behind(&absorbed, self.tree().shard(shard)) {
+            return Err(ReadError::Purged { keyspace, shard });
+        }
         Ok(StateChunk {
             keyspace,
             shard,
@@ -525,6 +544,9 @@ impl Store {
         limit: usize,
     ) -> Result<Vec<(Bytes, Arc<Record>)>, ReadError> {
         let from = ViewKey::record(keyspace, shard, after);
+        if self.memory.shard(shard).read().published_purging.contains(&keyspace) {
+            return Ok(Vec::new());
+        }
         let keys = self.memory.view.load().tombstones(&from, &ViewKey::end(RECORDS, keyspace, shard), limit)?;
         let mut out = Vec::new();
         for key in keys {
@@ -548,7 +570,7 @@ impl Store {
         let (mut conflicts_open, mut counted) = (0, true);
         for shard in &self.memory.shards {
             let shard = shard.read();
-            conflicts_open += shard.open_losers.len() as u64;
+            conflicts_open += shard.open_losers.values().map(|open| open.len() as u64).sum::<u64>();
             counted &= shard.census == Census::Done;
             for (keyspace, tally) in &shard.tallies {
                 tallies.entry(*keyspace).or_default().add(*tally);
@@ -588,12 +610,14 @@ impl Store {
         let mut streams = std::collections::BTreeMap::new();
         let mut last_seqs = Vec::new();
         let mut transfers = std::collections::BTreeMap::new();
+        let mut purging = BTreeSet::new();
         for (at, shard) in self.memory.shards.iter().enumerate() {
             let shard = shard.read();
             last_seqs.push(shard.published_seq);
             streams.extend(shard.published.iter().map(|(ks, s)| ((*ks, ShardId(at as u32)), Streams::clone(s))));
             let left = shard.published_transfers.iter().filter(|(_, left)| !left.is_empty());
             transfers.extend(left.map(|(ks, left)| ((*ks, ShardId(at as u32)), left.clone())));
+            purging.extend(shard.published_purging.iter().map(|ks| (*ks, ShardId(at as u32))));
         }
         Meta {
             position: LogPosition(self.published.load(Ordering::Acquire)),
@@ -604,6 +628,7 @@ impl Store {
             hlc_high: self.memory.hlc_high(),
             expired: self.expired_holders(),
             transfers,
+            purging,
         }
     }
 }

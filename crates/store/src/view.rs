@@ -272,6 +272,20 @@ impl View {
         })
     }
 
+    /// Keys after `after` and below `end`, of one tree, in key order. Values are not looked at, damaged ones neither.
+    pub(crate) fn key_range(&self, after: &ViewKey, end: &ViewKey, most: usize) -> Result<Vec<ViewKey>, ViewError> {
+        let tree = after.tree();
+        let bounds =
+            (std::ops::Bound::Excluded(after.in_tree().to_vec()), std::ops::Bound::Excluded(end.in_tree().to_vec()));
+        if after >= end {
+            return Ok(Vec::new());
+        }
+        self.faults.watch(|| {
+            let from = if tree == LEDGER { &self.trees().ledger } else { &self.trees().records };
+            from.range(bounds).keys().take(most).map(|key| Ok(ViewKey::from_tree(tree, &key?))).collect()
+        })
+    }
+
     /// Keys of tombstones after `after` and below `end`, in key order.
     pub(crate) fn tombstones(&self, after: &ViewKey, end: &ViewKey, most: usize) -> Result<Vec<ViewKey>, ViewError> {
         let bounds =
@@ -322,6 +336,12 @@ impl View {
             self.keys.expect_tombstone(key);
         }
         self.faults.watch(|| self.trees().put(key.in_tree(), item, was_dead))
+    }
+
+    /// Takes a key out, whatever it holds. Returns by how many bytes what the view holds has become more: never by any.
+    pub(crate) fn remove(&self, key: &ViewKey) -> Result<i64, ViewError> {
+        let may_be_dead = !self.keys.denies_tombstone(key);
+        self.faults.watch(|| self.trees().remove(key.tree(), key.in_tree(), may_be_dead))
     }
 
     /// It is of no use any more: once nobody reads from it, it goes, and its directory with it.
@@ -471,6 +491,20 @@ impl Trees {
         let before = replaced.map_or(0, |value| key.len() + value.len());
         let after = if matches!(item, Packed::Gone) { 0 } else { key.len() + item.stored_bytes() };
         Ok(after as i64 - before as i64)
+    }
+
+    fn remove(&self, tree: u8, key: &[u8], may_be_dead: bool) -> Result<i64, ViewError> {
+        let removed = match tree {
+            LEDGER => self.ledger.remove(key)?,
+            _ => {
+                // First, for whoever sweeps after a kill looks for records.
+                if may_be_dead {
+                    self.tombstones.remove(key)?;
+                }
+                self.records.remove(key)?
+            }
+        };
+        Ok(-removed.map_or(0, |value| (key.len() + value.len()) as i64))
     }
 }
 

@@ -93,6 +93,11 @@ impl ViewKey {
         ViewKey::of(&[&out])
     }
 
+    /// Below every key of this keyspace and shard in this tree: no user's key is empty.
+    pub(crate) fn start(tree: u8, keyspace: KeyspaceId, shard: ShardId) -> ViewKey {
+        ViewKey::of(&[&start(tree, keyspace, shard)])
+    }
+
     /// The first key after every key of this keyspace and shard in this tree.
     pub(crate) fn end(tree: u8, keyspace: KeyspaceId, shard: ShardId) -> ViewKey {
         match shard.0.checked_add(1) {

@@ -150,7 +150,7 @@ fn a_transfer_is_open_until_its_pin_is_reached_and_what_it_showed_until_the_stre
     a.learn(&b);
     let mut batch = a.writer.begin();
     let begun = Begun { pin: pin.clone(), next: Bytes::from("m") };
-    batch.state_begun(KS, from.clone(), begun.clone());
+    batch.state_begun(KS, from.clone(), begun.clone()).unwrap();
     let _ = batch.commit().unwrap();
     // The chunk is read after the pin was, and shows more.
     b.put("second", "y", Hlc::from_ms(6));
@@ -170,7 +170,7 @@ fn a_transfer_is_open_until_its_pin_is_reached_and_what_it_showed_until_the_stre
     assert_eq!(left.shown, Vector::of(second));
 
     let mut batch = a.writer.begin();
-    batch.state_done(KS, pin);
+    batch.state_done(KS, pin).unwrap();
     let _ = batch.commit().unwrap();
     a.store.sync().unwrap();
     let (_, left) = a.store.transfers().pop().unwrap();

@@ -325,6 +325,7 @@ fn a_log_entry_of_another_shard_stops_the_start_and_says_where() {
             Entry::Delta(foreign(shard, key.clone(), vec![])),
             Entry::Forget { keyspace: KS, shard, key: key.clone() },
             Entry::StateDone { keyspace: KS, shard, cursors: Vec::new() },
+            Entry::Purge { keyspace: KS, shard },
         ];
         for entry in entries {
             let error = replay_of(&entry).err().map(|error| error.to_string()).unwrap_or_default();

@@ -570,7 +570,7 @@ impl World {
         let mut batch = self.a.writers[shard.0 as usize].begin();
         let tree = batch.tree();
         state.streams[shard.0 as usize].advance(&cursors, tree.shard(shard));
-        batch.state_done(KS, cursors);
+        batch.state_done(KS, cursors).unwrap();
         self.states.push(state);
         self.broken |= batch.commit().is_err();
     }

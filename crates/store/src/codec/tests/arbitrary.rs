@@ -1,5 +1,7 @@
 //! Any sound value of what is stored.
 
+use std::collections::BTreeSet;
+
 use isle_model::{
     Body, Counter, Covered, Epoch, Fate, Field, FieldKey, FieldName, Generation, Kind, Register, Sibling, Stated,
     Statement, Total, Value, ValueType, Write,
@@ -181,6 +183,7 @@ pub fn entry() -> impl Strategy<Value = Entry> {
         done,
         begun,
         (region(), any::<bool>()).prop_map(|(region, expired)| Entry::Holder { region, expired }),
+        stream().prop_map(|(keyspace, shard)| Entry::Purge { keyspace: KeyspaceId(keyspace), shard: ShardId(shard) }),
     ]
 }
 
@@ -202,7 +205,7 @@ fn transfers() -> impl Strategy<Value = Transfers> {
 pub fn meta() -> impl Strategy<Value = Meta> {
     let position = any::<u64>().prop_map(LogPosition);
     let seqs = vec(any::<u64>(), 1..5);
-    let all = vec(((any::<u64>(), any::<u32>()), (streams(), transfers())), 0..3);
+    let all = vec(((any::<u64>(), any::<u32>()), (streams(), transfers(), any::<bool>())), 0..3);
     let facts = (any::<u64>().prop_map(Hlc), proptest::collection::btree_set(region(), 0..3));
     (position, vec(row(), 0..4), option::of(incarnation()), seqs, all, facts).prop_map(
         |(position, rows, last_incarnation, last_seqs, all, (hlc_high, expired))| {
@@ -212,13 +215,14 @@ pub fn meta() -> impl Strategy<Value = Meta> {
                 let _ = tree.insert(incarnation, row);
             }
             let shards = last_seqs.len() as u32;
-            let (mut streams, mut transfers) = (BTreeMap::new(), BTreeMap::new());
-            for ((keyspace, shard), (cursors, left)) in all {
+            let (mut streams, mut transfers, mut purging) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
+            for ((keyspace, shard), (cursors, left, is_purged)) in all {
                 let at = (KeyspaceId(keyspace), ShardId(shard % shards));
+                purging.extend(is_purged.then_some(at));
                 streams.insert(at, cursors);
                 transfers.insert(at, left);
             }
-            Meta { position, tree, last_incarnation, last_seqs, streams, hlc_high, expired, transfers }
+            Meta { position, tree, last_incarnation, last_seqs, streams, hlc_high, expired, transfers, purging }
         },
     )
 }

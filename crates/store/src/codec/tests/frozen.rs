@@ -173,6 +173,10 @@ fn view_mark_with_facts() -> ViewMark {
     ViewMark { meta, ..view_mark() }
 }
 
+fn purging() -> Meta {
+    Meta { purging: [(KEYSPACE, SHARD), (KeyspaceId(8), ShardId(0))].into(), ..meta() }
+}
+
 fn checkpoint_chunk() -> Vec<(ViewKey, Held)> {
     let entry = ledger_entry();
     let ledger_key = ViewKey::ledger(entry.keyspace, SHARD, &entry.key, entry.loser, &entry.field);
@@ -242,6 +246,7 @@ fn all() -> Vec<Frozen> {
         ),
         entry("entry_holder", Entry::Holder { region: west(), expired: true }),
         entry("entry_delta_ahead", Entry::DeltaAhead(write())),
+        entry("entry_purge", Entry::Purge { keyspace, shard }),
         frozen("view_mark", view_mark(), encode_view_mark, decode_view_mark),
         frozen("view_mark_facts", view_mark_with_facts(), encode_view_mark, decode_view_mark),
         frozen("checkpoint_header", meta(), encode_checkpoint_header, decode_checkpoint_header),
@@ -251,6 +256,7 @@ fn all() -> Vec<Frozen> {
             encode_checkpoint_header,
             decode_checkpoint_header,
         ),
+        frozen("checkpoint_header_purging", purging(), encode_checkpoint_header, decode_checkpoint_header),
         frozen("checkpoint_header_first", Meta::empty(4), encode_checkpoint_header, decode_checkpoint_header),
         frozen("checkpoint_chunk", checkpoint_chunk(), |chunk| encode_chunk(chunk), decode_chunk),
         frozen(
