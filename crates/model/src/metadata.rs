@@ -103,6 +103,12 @@ impl Metadata {
         out
     }
 
+    /// Whether the keyspace of this id was deleted: its data is purged wherever it is. Of what only a configuration says nothing is
+    /// gone, and nothing is known of an id that was never given.
+    pub fn is_gone(&self, id: KeyspaceId) -> bool {
+        self.revision > 0 && id.0 <= self.id_max && !self.keyspaces.contains_key(&id)
+    }
+
     pub fn named(&self, name: &str) -> Option<&Keyspace> {
         self.keyspaces.values().find(|keyspace| keyspace.name == name)
     }
@@ -248,6 +254,21 @@ mod tests {
         metadata.apply(5, Command::Delete { id: carts.id, expected: Some(4) }).unwrap();
         let again = metadata.apply(6, create("carts")).unwrap().unwrap();
         assert_eq!(again.id, KeyspaceId(9), "its keys are not those of the one that is gone");
+    }
+
+    #[test]
+    fn gone_is_what_the_cluster_has_deleted_and_nothing_else() {
+        let keyspaces = [(KeyspaceId(7), "default".to_owned(), Policy::default())];
+        let provisional = Metadata::provisional(members(), keyspaces);
+        assert!((0..20).all(|id| !provisional.is_gone(KeyspaceId(id))), "a configuration deletes nothing");
+        let mut metadata = founded();
+        metadata.apply(4, create("carts")).unwrap();
+        assert!([7, 8, 9, u64::MAX].iter().all(|id| !metadata.is_gone(KeyspaceId(*id))));
+        metadata.apply(5, Command::Delete { id: KeyspaceId(8), expected: None }).unwrap();
+        assert!(metadata.is_gone(KeyspaceId(8)));
+        assert!([7, 9, u64::MAX].iter().all(|id| !metadata.is_gone(KeyspaceId(*id))));
+        metadata.apply(6, create("carts")).unwrap();
+        assert!(metadata.is_gone(KeyspaceId(8)) && !metadata.is_gone(KeyspaceId(9)));
     }
 
     #[test]

@@ -74,14 +74,13 @@ impl Known {
         self.metadata.keyspaces.get(&id)
     }
 
-    pub(crate) fn fingerprints(&self) -> &Arc<Fingerprints> {
-        &self.fingerprints
+    /// Whether the cluster has deleted a keyspace. It stays so.
+    pub(crate) fn is_gone(&self, id: KeyspaceId) -> bool {
+        self.metadata.is_gone(id)
     }
 
-    /// Whether a keyspace was deleted: ids are given in order, and never again. One that is merely unknown may be new.
-    pub(crate) fn is_gone(&self, id: KeyspaceId) -> bool {
-        let Metadata { revision, keyspaces, id_max, .. } = &*self.metadata;
-        *revision > 0 && id.0 <= *id_max && !keyspaces.contains_key(&id)
+    pub(crate) fn fingerprints(&self) -> &Arc<Fingerprints> {
+        &self.fingerprints
     }
 
     /// Whether a region may hold a keyspace's data, copied there or its own.

@@ -1,4 +1,4 @@
-//! What a node does by the clock: watches the log, states what it has absorbed, forgets tombstones, trims the log.
+//! What a node does by the clock: watches the log, purges what is gone, states what it has absorbed, forgets tombstones, trims the log.
 //!
 //! In a simulation, which has no threads, it also syncs and maintains the storage: with an awaited random delay between append
 //! and fsync, so that a crash can fall between them.
@@ -75,6 +75,9 @@ impl Upkeep {
     }
 
     async fn round(&mut self) -> Result<(), NodeError> {
+        if let Err(error) = self.purge().await {
+            tracing::debug!(%error, "what is gone stays for another round");
+        }
         self.expire_the_long_away();
         self.trim().await;
         // A region that is behind has nothing to state, nor the right to forget.
@@ -83,6 +86,27 @@ impl Upkeep {
         }
         self.state().await?;
         self.forget().await
+    }
+
+    /// Whatever is here of keyspaces that the cluster has deleted goes, also where this region was away meanwhile. What a shard has
+    /// taken in since the last round goes in the next.
+    async fn purge(&self) -> Result<(), NodeError> {
+        let known = self.shared.catalog.known();
+        let gone: Vec<StreamKey> =
+            self.shared.store.kept().into_iter().filter(|(keyspace, _)| known.is_gone(*keyspace)).collect();
+        for queue in &self.shared.queues {
+            let here = gone.iter().filter(|(_, shard)| *shard == queue.shard);
+            let keyspaces: Vec<KeyspaceId> = here.map(|(keyspace, _)| *keyspace).collect();
+            if keyspaces.is_empty() {
+                continue;
+            }
+            let named = keyspaces.clone();
+            let answer = queue.submit(512, |answer| Job::Purge { keyspaces, answer }).await?;
+            if answer_of(answer).await? > 0 {
+                tracing::info!(shard = queue.shard.0, keyspaces = ?named, "what was deleted is purged");
+            }
+        }
+        Ok(())
     }
 
     /// Only on the side of the majority: of two sides that gave each other up, each would have forgotten deletes that the

@@ -210,7 +210,9 @@ fn refuse(job: Job, error: &NodeError) {
         Job::Foreign { answer, .. } => drop(answer.send(Err(error))),
         Job::Chunk { answer, .. } => drop(answer.send(Err(error))),
         Job::StateDone { answer, .. } => drop(answer.send(Err(error))),
-        Job::Statement { answer, .. } | Job::Forget { answer, .. } => drop(answer.send(Err(error))),
+        Job::Statement { answer, .. } | Job::Purge { answer, .. } | Job::Forget { answer, .. } => {
+            drop(answer.send(Err(error)));
+        }
     }
 }
 
@@ -225,12 +227,17 @@ fn plan(shared: &Shared, batch: &mut Batch<'_>, job: Job) -> Ready {
         Job::Foreign { origin, deltas, answer } => Ready::Foreign(answer, absorb(shared, batch, &origin, deltas)),
         Job::Chunk { from, chunk, pin, answer } => Ready::Chunk(answer, take_chunk(shared, batch, &from, *chunk, pin)),
         Job::StateDone { keyspace, cursors, answer } => {
-            Ready::Done(answer, batch.state_done(keyspace, cursors).map_err(read_failed))
+            let open = check_not_gone(shared, keyspace);
+            Ready::Done(answer, open.and_then(|()| batch.state_done(keyspace, cursors).map_err(read_failed)))
         }
-        Job::Statement { keyspaces, again, answer } => {
+        Job::Statement { mut keyspaces, mut again, answer } => {
+            let known = shared.catalog.known();
+            keyspaces.retain(|keyspace| !known.is_gone(*keyspace));
+            again.retain(|keyspace| !known.is_gone(*keyspace));
             again.iter().for_each(|keyspace| batch.restate(*keyspace));
             Ready::Count(answer, state(shared, batch, &keyspaces))
         }
+        Job::Purge { keyspaces, answer } => Ready::Count(answer, Ok(purge(shared, batch, &keyspaces))),
         Job::Forget { keyspace, keys, holders, answer } => {
             Ready::Count(answer, forget(shared, batch, keyspace, keys, &holders))
         }
@@ -300,9 +307,13 @@ fn absorb(
     deltas: Vec<Received>,
 ) -> Result<Absorption, NodeError> {
     let mut out = Absorption::default();
-    let tree = batch.tree();
+    let (tree, known) = (batch.tree(), shared.catalog.known());
     for received in deltas {
         let Delta { keyspace, shard, hlc, dot, .. } = received.delta;
+        if known.is_gone(keyspace) {
+            // It was on its way when its keyspace was deleted.
+            continue;
+        }
         if shared.completing.covers(origin, (keyspace, shard), dot, tree.shard(shard)) {
             // It was on its way when the transfer began. Its stream is asked for again when that is over.
             continue;
@@ -340,6 +351,7 @@ fn take_chunk(
     chunk: StateChunk,
     pin: Option<Vec<(Region, Vector)>>,
 ) -> Result<ChunkTaken, NodeError> {
+    check_not_gone(shared, chunk.keyspace)?;
     if outdated(batch, from, &chunk) {
         return Ok(ChunkTaken::Stale);
     }
@@ -382,6 +394,21 @@ fn state(shared: &Shared, batch: &mut Batch<'_>, keyspaces: &[KeyspaceId]) -> Re
     }
     shared.counters.statements.add(made);
     Ok(made)
+}
+
+/// Asked of the newest there is to know: what waits here may be of a keyspace that was deleted since.
+fn check_not_gone(shared: &Shared, keyspace: KeyspaceId) -> Result<(), NodeError> {
+    let known = shared.catalog.known();
+    if known.is_gone(keyspace) { Err(known.unknown(&keyspace.0.to_string())) } else { Ok(()) }
+}
+
+fn purge(shared: &Shared, batch: &mut Batch<'_>, keyspaces: &[KeyspaceId]) -> u64 {
+    let known = shared.catalog.known();
+    let mut purged = 0;
+    for keyspace in keyspaces.iter().filter(|keyspace| known.is_gone(**keyspace)) {
+        purged += u64::from(batch.purge(*keyspace));
+    }
+    purged
 }
 
 fn forget(

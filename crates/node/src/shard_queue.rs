@@ -54,6 +54,11 @@ pub(crate) enum Job {
         again: Vec<KeyspaceId>,
         answer: Answer<u64>,
     },
+    /// What is here of keyspaces that are gone goes.
+    Purge {
+        keyspaces: Vec<KeyspaceId>,
+        answer: Answer<u64>,
+    },
     Forget {
         keyspace: KeyspaceId,
         keys: Vec<Bytes>,

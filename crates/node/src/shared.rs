@@ -297,11 +297,27 @@ impl Shared {
 
     /// Asks for the state of a stream set from a peer.
     pub(crate) fn want_state(&self, from: &Region, stream: StreamKey) {
-        if self.queue(stream.1).is_none() {
+        if self.queue(stream.1).is_none() || self.is_gone(stream.0) {
             return;
         }
         self.wanted.lock().insert((from.clone(), stream));
         self.repair.notify_one();
+    }
+
+    /// Whether the cluster has deleted a keyspace. Asked after the storage was: that purges nothing before this says so.
+    pub(crate) fn is_gone(&self, keyspace: KeyspaceId) -> bool {
+        self.catalog.known().is_gone(keyspace)
+    }
+
+    /// Nobody waits any more for anything of keyspaces that are gone: nobody has it, or gives it.
+    pub(crate) fn forget_gone(&self) {
+        let known = self.catalog.known();
+        let is_there = |stream: &StreamKey| !known.is_gone(stream.0);
+        self.standing.lock().settle(|stream, _| is_there(&stream));
+        self.wanted.lock().retain(|(_, stream)| is_there(stream));
+        self.offers.lock().retain(|(_, stream)| is_there(stream));
+        self.restate.lock().retain(is_there);
+        self.quarantine.lock().retain(|(_, stream), _| is_there(stream));
     }
 
     /// Every keyspace and shard this region holds.

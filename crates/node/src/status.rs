@@ -1,5 +1,6 @@
 //! What `isle status` shows of one region.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use isle_model::{Incarnation, KeyspaceId, Region};
@@ -39,6 +40,8 @@ pub struct NodeStatus {
     pub digest: Option<u128>,
     pub conflicts_open: u64,
     pub keyspaces: Vec<KeyspaceStatus>,
+    /// How many keyspaces were deleted of which the disk here still holds some.
+    pub keyspaces_purging: u64,
     pub peers: Vec<PeerStatus>,
     pub log_bytes: u64,
     pub overlay_bytes: u64,
@@ -109,6 +112,7 @@ pub(crate) fn status(shared: &Shared) -> NodeStatus {
         digest: keyspaces.iter().filter(|keyspace| keyspace.is_everywhere).try_fold(0, sum),
         conflicts_open: stats.conflicts_open,
         keyspaces,
+        keyspaces_purging: purging(shared),
         peers: shared
             .config
             .peers
@@ -126,6 +130,13 @@ pub(crate) fn status(shared: &Shared) -> NodeStatus {
         view_failed: stats.view_failed,
         metadata: cluster::status(shared),
     }
+}
+
+fn purging(shared: &Shared) -> u64 {
+    let known = shared.catalog.known();
+    let kept =
+        shared.store.kept().into_iter().map(|(keyspace, _)| keyspace).filter(|keyspace| known.is_gone(*keyspace));
+    kept.chain(shared.store.purging()).collect::<BTreeSet<KeyspaceId>>().len() as u64
 }
 
 fn state(shared: &Shared) -> NodeState {

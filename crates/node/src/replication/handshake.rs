@@ -26,7 +26,9 @@ pub(crate) fn hello_for(shared: &Shared, peer: &Region) -> Hello {
         stated: Vec::new(),
         absorbed: Vec::new(),
     };
-    for ((keyspace, shard), streams) in streams {
+    let known = shared.catalog.known();
+    // What is gone is not spoken of, whether it is purged yet or not: neither side can be behind in it.
+    for ((keyspace, shard), streams) in streams.into_iter().filter(|((keyspace, _), _)| !known.is_gone(*keyspace)) {
         hello.cursors.push((keyspace, shard, streams.cursor(peer)));
         if let Some(stated) = streams.stated_by(peer) {
             hello.stated.push((keyspace, shard, stated.clone().into_iter().collect()));
@@ -146,7 +148,9 @@ fn own_end_exceeded(shared: &Shared, hello: &Hello) -> Option<String> {
         shared.queue(shard)?;
         let own = shared.store.streams(keyspace, shard).cursor(me).get(incarnation);
         let there = theirs.get(incarnation);
-        (there > own).then(|| format!("keyspace {}, shard {}: {there} there, {own} here", keyspace.0, shard.0))
+        // A peer that has not purged yet remembers what was written into a keyspace that is gone.
+        (there > own && !shared.is_gone(keyspace))
+            .then(|| format!("keyspace {}, shard {}: {there} there, {own} here", keyspace.0, shard.0))
     })
 }
 
@@ -160,10 +164,10 @@ fn owed_by(shared: &Shared, hello: &Hello) -> Owed {
     let stated = hello.stated.iter().map(|(keyspace, shard, stated)| ((*keyspace, *shard), stated.clone()));
     let mut owed = Owed::new();
     // What is deleted nobody can complete, and nobody misses.
-    let catalog = shared.catalog.known();
     for (stream, had) in own.chain(stated) {
-        let known = shared.queue(stream.1).is_some() && !catalog.is_gone(stream.0);
-        if known && shared.store.streams(stream.0, stream.1).is_behind(&had, tree.shard(stream.1)) {
+        let known = shared.queue(stream.1).is_some();
+        let is_behind = || shared.store.streams(stream.0, stream.1).is_behind(&had, tree.shard(stream.1));
+        if known && is_behind() && !shared.is_gone(stream.0) {
             owed.entry(stream).or_default().extend(had);
         }
     }
@@ -179,8 +183,9 @@ fn is_complete(shared: &Shared, hello: &Hello) -> bool {
         .iter()
         .map(|(keyspace, shard, vectors)| ((*keyspace, *shard), vectors.iter().map(|(r, v)| (r, v)).collect()))
         .collect();
-    let catalog = shared.catalog.known();
-    shared.store.all_streams().iter().filter(|(stream, _)| !catalog.is_gone(stream.0)).all(|(stream, streams)| {
+    let known = shared.catalog.known();
+    let streams = shared.store.all_streams();
+    streams.iter().filter(|(stream, _)| !known.is_gone(stream.0)).all(|(stream, streams)| {
         let lineage = tree.shard(stream.1);
         let has = |origin: &Region, wanted: &Vector| {
             theirs

@@ -115,6 +115,8 @@ impl Outbound {
         self.set_up(true);
         let mut durable = self.shared.durability.subscribe();
         let mut catalog = self.shared.catalog.subscribe();
+        // What was learned since the peer greeted counts as well.
+        catalog.mark_changed();
         let mut heartbeat = tokio::time::interval(self.shared.config.heartbeat_interval);
         heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut last_heard = Instant::now();
@@ -138,7 +140,7 @@ impl Outbound {
                     self.say(permit)
                 }
                 _ = catalog.changed() => {
-                    self.forget_the_gone();
+                    self.forget_gone();
                     self.let_go();
                     // What the log does not hold of a keyspace that is new to the peer shows only when its end is looked at again.
                     self.verified = false;
@@ -282,16 +284,22 @@ impl Outbound {
         }
     }
 
-    /// A keyspace that is deleted has no state that the peer could take: nothing of it is waited for.
-    fn forget_the_gone(&mut self) {
+    /// The peer confirms nothing of keyspaces that are gone, and takes no states of them: nothing waits for it to.
+    fn forget_gone(&mut self) {
         let known = self.shared.catalog.known();
+        let is_there = |stream: &StreamKey| !known.is_gone(stream.0);
+        let waited = self.waiting.len() + self.overdue.len();
+        self.sent.retain(|stream, _| is_there(stream));
+        self.acked.retain(|stream, _| is_there(stream));
+        self.short.retain(|stream, _| is_there(stream));
         self.held_back.retain(|keyspace, _| !known.is_gone(*keyspace));
-        self.overdue.retain(|stream| !known.is_gone(stream.0));
-        if self.waiting.iter().any(|stream| known.is_gone(stream.0)) {
-            self.waiting.retain(|stream| !known.is_gone(stream.0));
+        self.waiting.retain(is_there);
+        self.overdue.retain(is_there);
+        self.in_flight.iter_mut().for_each(|batch| batch.last.retain(|stream, _| is_there(stream)));
+        if self.waiting.len() + self.overdue.len() < waited {
             self.stop_holding();
-            self.set_up(true);
         }
+        self.note_confirmed(None);
     }
 
     fn go_back(&mut self, stream: StreamKey, after: Vector) {
@@ -586,11 +594,12 @@ fn start(shared: &Shared, peer: &Region, cursors: &BTreeMap<StreamKey, Vector>) 
     let Some(slot) = shared.peers.get(peer) else { return oldest };
     let link = slot.link.lock();
     let Some(confirmed) = &link.confirmed else { return oldest };
-    let tree = shared.store.tree();
+    let (tree, known) = (shared.store.tree(), shared.catalog.known());
     let nothing = Vector::new();
     let still_has = confirmed
         .cursors
         .iter()
+        .filter(|(stream, _)| !known.is_gone(stream.0))
         .all(|(stream, acked)| cursors.get(stream).unwrap_or(&nothing).covers_all(acked, tree.shard(stream.1)));
     // A peer whose disk was restored has less than it confirmed: for it the log is read from its beginning.
     if still_has { confirmed.position.max(oldest) } else { oldest }

@@ -117,6 +117,7 @@ impl Repair {
     }
 
     async fn round(&mut self) {
+        self.forget_gone();
         self.take_wanted().await;
         self.complete_self().await;
         self.give_up_paused();
@@ -161,14 +162,8 @@ impl Repair {
 
     /// Takes the states that peers said are needed.
     async fn take_wanted(&mut self) {
-        let known = self.shared.catalog.known();
         let wanted = self.shared.wanted.lock().clone();
         for (from, stream) in wanted {
-            if known.is_gone(stream.0) {
-                self.shared.wanted.lock().remove(&(from.clone(), stream));
-                self.forget_transfer(&from, stream);
-                continue;
-            }
             self.give_up_paused();
             if let Err(error) = self.take_state(&from, stream).await {
                 tracing::info!(%from, keyspace = stream.0.0, shard = stream.1.0, %error, "a state transfer waits");
@@ -227,10 +222,9 @@ impl Repair {
         let shared = &self.shared;
         let tree = shared.store.tree();
         let mut standing = shared.standing.lock();
-        let known = shared.catalog.known();
-        let is_gone = |at: StreamKey| known.is_gone(at.0);
-        standing
-            .settle(|at, stated| !is_gone(at) && shared.store.streams(at.0, at.1).is_behind(stated, tree.shard(at.1)));
+        standing.settle(|at, stated| {
+            shared.store.streams(at.0, at.1).is_behind(stated, tree.shard(at.1)) && !shared.is_gone(at.0)
+        });
         !standing.owed().contains_key(&stream)
     }
 
@@ -275,6 +269,16 @@ impl Repair {
             }
         }
         for (from, stream) in over {
+            self.forget_transfer(&from, stream);
+        }
+    }
+
+    /// Of a keyspace that is gone nobody gives a state any more.
+    fn forget_gone(&mut self) {
+        let known = self.shared.catalog.known();
+        self.shared.forget_gone();
+        let gone = self.transfers.keys().filter(|(_, stream)| known.is_gone(stream.0));
+        for (from, stream) in gone.cloned().collect::<Vec<_>>() {
             self.forget_transfer(&from, stream);
         }
     }
@@ -421,6 +425,9 @@ impl Repair {
         let tree = shared.store.tree();
         let mut out: BTreeMap<(Region, StreamKey), Vec<Region>> = BTreeMap::new();
         for (stream, streams) in shared.store.all_streams() {
+            if shared.is_gone(stream.0) {
+                continue;
+            }
             let lineage = tree.shard(stream.1);
             for (holder, said) in streams.heard().iter().filter(|(holder, _)| *holder != shared.me()) {
                 for (origin, vector) in &said.absorbed {
@@ -442,7 +449,7 @@ impl Repair {
     async fn fetch(&mut self, holder: &Region, origin: &Region, stream: StreamKey) -> Result<(), RepairError> {
         let peer = self.peer(holder)?;
         let (keyspace, shard) = stream;
-        loop {
+        while !self.shared.is_gone(keyspace) {
             let (streams, tree) = (self.shared.store.streams(keyspace, shard), self.shared.store.tree());
             let after = streams.cursor(origin);
             if self.shared.completing.holds_back(origin, stream, || streams, tree.shard(shard)) {
@@ -462,6 +469,7 @@ impl Repair {
                 return Ok(());
             }
         }
+        Ok(())
     }
 
     /// Absorbs fetched deltas; says whether there was no hole and nothing unreadable among them.
