@@ -88,6 +88,7 @@ fn region_json(region: &v1::RegionStatus) -> Json {
         "view_bytes": known(region.view_bytes.into()),
         "overlay_bytes": known(region.overlay_bytes.into()),
         "metadata": region.metadata.as_ref().map(metadata_json),
+        "keyspaces_purging": known(region.keyspaces_purging.into()),
     })
 }
 
@@ -132,6 +133,9 @@ fn table(cluster: &str, regions: &[v1::RegionStatus]) -> Vec<String> {
             let known = metadata.revision;
             format!("\n{}: hears no majority; it serves by the metadata it knows (revision {known}), which cannot be changed now", region.region)
         }));
+    }
+    for region in regions.iter().filter(|region| region.keyspaces_purging > 0) {
+        lines.push(format!("\n{}: deleted keyspaces being purged: {}", region.region, region.keyspaces_purging));
     }
     for region in regions.iter().filter(|region| !region.cause.is_empty()) {
         lines.push(format!("\n{}: {}", region.region, region.cause));
@@ -191,6 +195,19 @@ mod tests {
         let shown = region_json(&region);
         assert_eq!((&shown["state"], &shown["records"]), (&json!("UNREACHABLE"), &Json::Null));
         assert!(shown["digest"].is_null());
+    }
+
+    #[test]
+    fn a_purge_that_is_under_way_is_shown_and_none_is_not() {
+        let region = |keyspaces_purging| v1::RegionStatus {
+            region: "eu".to_owned(),
+            state: RegionState::Serving.into(),
+            keyspaces_purging,
+            ..v1::RegionStatus::default()
+        };
+        let tells = |purging| table("c", &[region(purging)]).iter().any(|line| line.ends_with("being purged: 2"));
+        assert!(tells(2) && !tells(0));
+        assert_eq!(region_json(&region(2))["keyspaces_purging"], json!(2));
     }
 
     #[test]

@@ -89,6 +89,7 @@ impl ClusterService {
             view_live_bytes: status.view_live_bytes,
             overlay_bytes: status.overlay_bytes,
             quarantined,
+            keyspaces_purging: status.keyspaces_purging as u32,
             metadata: Some(metadata(status.metadata)),
             ..v1::RegionStatus::default()
         }
