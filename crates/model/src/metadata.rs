@@ -4,7 +4,7 @@
 //! The laws it keeps: an id is never given to a second keyspace; a change is made to the revision its maker saw, or not at all;
 //! no keyspace is left with a policy that its members cannot keep. Keys never come here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
@@ -21,6 +21,12 @@ pub struct Metadata {
     pub keyspaces: BTreeMap<KeyspaceId, Keyspace>,
     /// The highest id ever given.
     pub id_max: u64,
+    /// The highest id of the founding configuration. Up to there, one that is not there may just never have been given.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub founded_id_max: u64,
+    /// Keyspaces of the founding configuration that were deleted.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub founded_gone: BTreeSet<KeyspaceId>,
 }
 
 /// A keyspace, as all regions know it.
@@ -103,10 +109,13 @@ impl Metadata {
         out
     }
 
-    /// Whether the keyspace of this id was deleted: its data is purged wherever it is. Of what only a configuration says nothing is
-    /// gone, and nothing is known of an id that was never given.
+    /// Whether the keyspace of this id was deleted: its data is purged wherever it is. An id that was never given is not gone: a region
+    /// may know it from a configuration that the others do not share, and hold data of it.
     pub fn is_gone(&self, id: KeyspaceId) -> bool {
-        self.revision > 0 && id.0 <= self.id_max && !self.keyspaces.contains_key(&id)
+        match id.0 <= self.founded_id_max {
+            true => self.founded_gone.contains(&id),
+            false => self.revision > 0 && id.0 <= self.id_max && !self.keyspaces.contains_key(&id),
+        }
     }
 
     pub fn named(&self, name: &str) -> Option<&Keyspace> {
@@ -122,6 +131,7 @@ impl Metadata {
                 }
                 *self = Metadata { members, ..Metadata::default() };
                 keyspaces.into_iter().for_each(|(id, name, policy)| self.insert(id, name, policy, index));
+                self.founded_id_max = self.id_max;
                 None
             }
             Command::Create { name, policy } => {
@@ -182,6 +192,9 @@ impl Metadata {
                 let keyspace = self.keyspaces.get(&id).ok_or(Refused::Unknown { id })?;
                 if expected.is_some_and(|expected| expected != keyspace.revision) {
                     return Err(Refused::Changed { revision: keyspace.revision });
+                }
+                if id.0 <= self.founded_id_max {
+                    self.founded_gone.insert(id);
                 }
                 self.keyspaces.remove(&id)
             }
@@ -269,6 +282,9 @@ mod tests {
         assert!([7, 9, u64::MAX].iter().all(|id| !metadata.is_gone(KeyspaceId(*id))));
         metadata.apply(6, create("carts")).unwrap();
         assert!(metadata.is_gone(KeyspaceId(8)) && !metadata.is_gone(KeyspaceId(9)));
+        metadata.apply(7, Command::Delete { id: KeyspaceId(7), expected: None }).unwrap();
+        assert!(metadata.is_gone(KeyspaceId(7)), "of the founding configuration, and deleted");
+        assert!((0..7).all(|id| !metadata.is_gone(KeyspaceId(id))), "never given: another configuration may name it");
     }
 
     #[test]
