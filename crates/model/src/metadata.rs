@@ -380,7 +380,10 @@ mod tests {
         assert_eq!(serde_json::from_str::<Metadata>(&stored).unwrap(), metadata, "{stored}");
         // Frozen: what a node has stored once is read for ever.
         assert_eq!(stored, FROZEN);
+        let before = Metadata { founded_id_max: 0, ..metadata };
+        assert_eq!(serde_json::from_str::<Metadata>(FROZEN_BEFORE).unwrap(), before, "what the founders gave was not noted");
     }
 
-    const FROZEN: &str = include_str!("../tests/fixtures/metadata.json");
+    const FROZEN: &str = include_str!("../tests/fixtures/metadata_founders.json");
+    const FROZEN_BEFORE: &str = include_str!("../tests/fixtures/metadata.json");
 }

@@ -200,6 +200,11 @@ async fn the_stored_form_is_the_one_it_always_was() {
     let stored = String::from_utf8(disk.read(FILE).unwrap()).unwrap();
     assert_eq!(Document::decode(FROZEN.as_bytes()).unwrap(), storage.document());
     assert_eq!(stored, FROZEN);
+    // Before what the founders gave was noted.
+    let mut before = storage.document();
+    before.snapshot.as_mut().unwrap().metadata.founded_id_max = 0;
+    assert_eq!(Document::decode(FROZEN_BEFORE.as_bytes()).unwrap(), before);
 }
 
-const FROZEN: &str = include_str!("../../tests/fixtures/METADATA.1");
+const FROZEN: &str = include_str!("../../tests/fixtures/METADATA.2");
+const FROZEN_BEFORE: &str = include_str!("../../tests/fixtures/METADATA.1");
