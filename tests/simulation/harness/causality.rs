@@ -41,7 +41,7 @@ pub fn check(
         sites: Default::default(),
         past: BTreeMap::new(),
         rank: BTreeMap::new(),
-        everything: everything(logs),
+        everything: everything(logs, tree),
         ids: ids(logs),
         lost: BTreeSet::new(),
         hidden: BTreeSet::new(),
@@ -396,12 +396,15 @@ fn values(write: &Write) -> impl Iterator<Item = String> {
     siblings.map(|sibling| String::from_utf8_lossy(&sibling.value.bytes).into_owned())
 }
 
-fn everything(logs: &Logs) -> BTreeMap<FieldOf, Dots> {
+/// What a move carries it has not written.
+fn everything(logs: &Logs, tree: &IncarnationTree) -> BTreeMap<FieldOf, Dots> {
     let mut out: BTreeMap<FieldOf, Dots> = BTreeMap::new();
     for delta in logs.deltas().values() {
         let Body::Write(write) = &delta.body else { continue };
         let key = String::from_utf8_lossy(&write.key);
-        for (field, _) in registers(write) {
+        let lineage = tree.shard(delta.shard);
+        let written = registers(write).filter(|(_, register)| register.seen().covers(delta.dot, lineage));
+        for (field, _) in written {
             out.entry((key.to_string(), field.clone())).or_default().insert(delta.dot);
         }
     }
