@@ -14,6 +14,7 @@ mod link;
 mod move_homes;
 mod patch;
 mod put;
+mod region;
 mod scan;
 mod serve;
 mod signals;
@@ -96,6 +97,8 @@ enum Command {
     Keyspace(keyspace::Keyspace),
     /// Make another region the home of keys, while they are read and written
     Move(move_homes::Move),
+    /// Let a region into the running cluster, or take one out
+    Region(region::Region),
     /// Show every region: records, digests, conflicts, lag
     Status(status::Status),
     /// Check a stopped node's data directory, and repair it
@@ -180,6 +183,7 @@ fn carry_out(cli: Cli) -> Result<(), Failure> {
             Command::Export(command) => command.run(global).await,
             Command::Keyspace(command) => command.run(global).await,
             Command::Move(command) => command.run(global).await,
+            Command::Region(command) => command.run(global).await,
             Command::Status(command) => command.run(global).await,
             Command::Doctor(command) => command.run(global),
             Command::Link(command) => command.run(global).await,

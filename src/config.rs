@@ -27,6 +27,8 @@ pub struct Config {
     pub jurisdiction: String,
     pub data_dir: PathBuf,
     pub shards: u32,
+    /// Join a cluster that is there already, rather than found one with the peers.
+    pub join: bool,
     /// Serve beyond loopback without TLS.
     pub insecure: bool,
     /// 64 hexadecimal digits, the same in every region: the key of the version tokens' MAC.
@@ -117,6 +119,7 @@ impl Default for Config {
             jurisdiction: String::new(),
             data_dir: PathBuf::new(),
             shards: limits::SHARDS_DEFAULT,
+            join: false,
             insecure: false,
             cluster_key_file: None,
             listen: Listen::default(),
@@ -361,7 +364,7 @@ impl Config {
 
     /// The regions of the cluster, as policies see them.
     fn members(&self) -> Members {
-        let member = |jurisdiction: &String| Member { jurisdiction: jurisdiction.clone() };
+        let member = |jurisdiction: &String| Member { jurisdiction: jurisdiction.clone(), ..Member::default() };
         let peers = self.peers.iter().map(|peer| (Region::new(&peer.region), member(&peer.jurisdiction)));
         peers.chain([(Region::new(&self.region), member(&self.jurisdiction))]).collect()
     }
@@ -383,10 +386,14 @@ fn check_name(check: &mut impl FnMut(bool, &str, String), key: &str, name: &str)
 
 /// `secure`: whether https is a must (`Some(true)`), forbidden, or either will do.
 fn check_url(check: &mut impl FnMut(bool, &str, String), key: &str, url: &str, secure: Option<bool>) {
+    let fault = url_fault(url, secure);
+    check(fault.is_none(), key, fault.unwrap_or_default());
+}
+
+/// What is wrong with the URL of a region. `secure` says whether it has to be of TLS, or must not be.
+pub(crate) fn url_fault(url: &str, secure: Option<bool>) -> Option<String> {
     let parsed = url.parse::<http::Uri>().ok().filter(|uri| uri.authority().is_some());
-    let Some(uri) = parsed else {
-        return check(false, key, format!("{url:?} is not a URL like http://host:7401"));
-    };
+    let Some(uri) = parsed else { return Some(format!("{url:?} is not a URL like http://host:7401")) };
     let https = uri.scheme_str() == Some("https");
     let known = https || uri.scheme_str() == Some("http");
     let fits = known && secure.is_none_or(|secure| secure == https);
@@ -395,7 +402,7 @@ fn check_url(check: &mut impl FnMut(bool, &str, String), key: &str, url: &str, s
         Some(false) => "http, as [tls] is not set",
         None => "http or https",
     };
-    check(fits, key, format!("{url:?} must begin with {wanted}"));
+    (!fits).then(|| format!("{url:?} must begin with {wanted}"))
 }
 
 #[cfg(test)]

@@ -31,6 +31,8 @@ impl Vitals for NodeVitals {
     fn not_ready(&self) -> Option<String> {
         match self.node.status().state {
             NodeState::Serving => None,
+            NodeState::Joining { progress } => Some(format!("joining the cluster: {progress}")),
+            NodeState::Leaving => Some("leaving the cluster".to_owned()),
             NodeState::Completing => Some("being completed by the other regions".to_owned()),
             NodeState::WritesStopped { reason } | NodeState::Stopped { reason } => Some(reason),
             NodeState::ClockAhead { by_ms } => Some(isle_node::NodeError::ClockAhead { by_ms }.to_string()),
@@ -39,9 +41,11 @@ impl Vitals for NodeVitals {
 }
 
 fn gauges(out: &mut Exposition, status: &NodeStatus) {
-    let states: [(&str, bool); 4] = [
+    let states: [(&str, bool); 6] = [
         ("serving", matches!(status.state, NodeState::Serving)),
         ("completing", matches!(status.state, NodeState::Completing)),
+        ("joining", matches!(status.state, NodeState::Joining { .. })),
+        ("leaving", matches!(status.state, NodeState::Leaving)),
         ("read_only", matches!(status.state, NodeState::WritesStopped { .. } | NodeState::ClockAhead { .. })),
         ("stopped", matches!(status.state, NodeState::Stopped { .. })),
     ];
@@ -98,7 +102,7 @@ fn counters(out: &mut Exposition, node: &Node) {
     for (name, help, pick) in of_peer {
         out.family(name, "counter", help);
         for (region, counters) in counters.peers() {
-            out.row(name, &[("peer", region.as_str())], pick(counters).get() as f64);
+            out.row(name, &[("peer", region.as_str())], pick(&counters).get() as f64);
         }
     }
 }

@@ -249,7 +249,10 @@ impl Region {
 
     async fn report_health(&self, reporter: &HealthReporter) -> std::convert::Infallible {
         loop {
-            let serving = !matches!(self.node.status().state, NodeState::Completing | NodeState::Stopped { .. });
+            let serving = !matches!(
+                self.node.status().state,
+                NodeState::Completing | NodeState::Joining { .. } | NodeState::Leaving | NodeState::Stopped { .. }
+            );
             report(reporter, if serving { ServingStatus::Serving } else { ServingStatus::NotServing }).await;
             tokio::time::sleep(HEALTH_INTERVAL).await;
         }
@@ -355,7 +358,8 @@ pub async fn run(
 
     let ended = tokio::select! {
         () = stopped(stop) => Ok(()),
-        reason = node.stopped() => Err(ServerError::Stopped(reason)),
+        // Whoever starts it again would be told the same.
+        reason = node.stopped() => if node.has_left() { Ok(()) } else { Err(ServerError::Stopped(reason)) },
     };
     stop_clients.send_replace(true);
     finish("clients", clients, config.limits.drain_timeout).await;
@@ -459,6 +463,7 @@ fn node_config(config: &Config, cluster_key: [u8; 32]) -> NodeConfig {
         jurisdiction: config.jurisdiction.clone(),
         keyspaces: keyspaces.map(keyspace).collect(),
         peers: peers.map(peer).collect(),
+        join: config.join,
         token_key: TokenKey::new(cluster_key),
         queue_bytes_max: u32::try_from(config.limits.queue_bytes_max).unwrap_or(u32::MAX),
         log_budget_bytes: config.limits.log_budget_bytes,

@@ -193,6 +193,12 @@ fn row_of_node(error: &NodeError) -> Row {
         NodeError::Completing => Row::new(Code::Unavailable, Reason::NotServing)
             .fact("state", "COMPLETING")
             .retry_after(Duration::from_secs(1)),
+        NodeError::Joining => {
+            Row::new(Code::Unavailable, Reason::NotServing).fact("state", "JOINING").retry_after(Duration::from_secs(1))
+        }
+        NodeError::Leaving => {
+            Row::new(Code::Unavailable, Reason::NotServing).fact("state", "LEAVING").retry_after(Duration::from_secs(1))
+        }
         NodeError::Unimplemented { what } => Row::new(Code::Unimplemented, Reason::NotServed).fact("field", what),
         NodeError::ReadFailed { .. } => Row::new(Code::DataLoss, Reason::ChecksumMismatch).fact("where", "storage"),
     }
@@ -309,6 +315,9 @@ pub fn of_change(error: &ChangeError, name: &str) -> Status {
             Row::new(Code::Unavailable, Reason::MetadataUnavailable).retry_after(Duration::from_secs(1))
         }
         ChangeError::OutcomeUnknown { .. } => Row::new(Code::Unknown, Reason::OutcomeUnknown),
+        ChangeError::IsAlive { region } => {
+            Row::new(Code::FailedPrecondition, Reason::RegionIsAlive).fact("region", region)
+        }
         ChangeError::DeadlineExpired => Row::new(Code::DeadlineExceeded, Reason::DeadlineExpired),
     };
     row.status(error.to_string())
@@ -338,7 +347,10 @@ fn of_refused(refused: &Refused, name: &str) -> Status {
         Refused::TooMany => {
             Row::new(Code::ResourceExhausted, Reason::QuotaExceeded).quota("keyspaces").retry_after(Duration::ZERO)
         }
+        Refused::IsMember { region } => Row::new(Code::AlreadyExists, Reason::RegionExists).fact("region", region),
+        Refused::NoMember { region } => Row::new(Code::NotFound, Reason::RegionNotFound).fact("region", region),
         // No client asks for that.
+        Refused::State { .. } => Row::new(Code::Internal, Reason::InternalFault),
         Refused::Founded => Row::new(Code::Internal, Reason::InternalFault),
     };
     row.status(refused.to_string())
@@ -367,6 +379,9 @@ pub fn of_peer(error: &PeerError) -> Status {
                 .fact("admitted", admitted)
                 .fact("refused", refused)
         }
+        PeerError::NoMember { region, revision } => {
+            Row::new(Code::FailedPrecondition, Reason::NotAMember).fact("region", region).fact("revision", revision)
+        }
         PeerError::Corrupt { .. } => Row::new(Code::DataLoss, Reason::ChecksumMismatch).fact("where", "wire"),
     };
     row.retry_if_unavailable().status(error.to_string())
@@ -385,8 +400,14 @@ pub fn to_peer(status: &Status) -> PeerError {
         }
         Some(Reason::ChecksumMismatch | Reason::InvalidField) => PeerError::Corrupt { reason },
         Some(Reason::RegionReplaced) => replaced(&info.metadata).unwrap_or(PeerError::Incompatible { reason }),
+        Some(Reason::NotAMember) => no_member(&info.metadata).unwrap_or(PeerError::Incompatible { reason }),
         _ => PeerError::Unreachable { reason },
     }
+}
+
+fn no_member(facts: &HashMap<String, String>) -> Option<PeerError> {
+    let region = isle_model::Region::new(facts.get("region")?);
+    Some(PeerError::NoMember { region, revision: facts.get("revision")?.parse().ok()? })
 }
 
 fn replaced(facts: &HashMap<String, String>) -> Option<PeerError> {

@@ -132,12 +132,25 @@ impl PeerNames {
         peers.iter().map(named).collect::<Result<_, _>>().map(PeerNames)
     }
 
-    /// Whether the caller may call itself so. Who is no peer at all is for others to refuse.
-    pub fn check(&self, region: &str, caller: Option<&Caller>) -> Result<(), NotNamed> {
-        let Some(name) = self.0.get(region) else { return Ok(()) };
+    /// Whether the caller may call itself so. `joined` says where a region is dialled that is in no configuration. Who is no peer at all
+    /// is for others to refuse.
+    pub fn check(
+        &self,
+        region: &str,
+        caller: Option<&Caller>,
+        joined: impl FnOnce() -> Option<String>,
+    ) -> Result<(), NotNamed> {
+        let name = match self.0.get(region) {
+            Some(name) => name.clone(),
+            None => {
+                let Some(endpoint) = joined() else { return Ok(()) };
+                let nameless = |_| NotNamed { region: region.to_owned(), expected: endpoint.clone() };
+                name_of_endpoint(&endpoint).map_err(nameless)?
+            }
+        };
         let shown = caller.and_then(|caller| caller.certificate.as_deref());
         let parsed = shown.and_then(|shown| ParsedCertificate::try_from(shown).ok());
-        let named = parsed.is_some_and(|parsed| verify_server_name(&parsed, name).is_ok());
+        let named = parsed.is_some_and(|parsed| verify_server_name(&parsed, &name).is_ok());
         let refused = || NotNamed { region: region.to_owned(), expected: name.to_str().into_owned() };
         if named { Ok(()) } else { Err(refused()) }
     }
@@ -148,14 +161,16 @@ fn server_name(name: &str) -> Result<ServerName<'static>, TlsError> {
 }
 
 fn name_of(peer: &config::Peer) -> Result<ServerName<'static>, TlsError> {
-    let bad = || TlsError::Name(peer.endpoint.clone());
     match &peer.tls_name {
         Some(name) => server_name(name),
-        None => {
-            let uri: Uri = peer.endpoint.parse().map_err(|_| bad())?;
-            server_name(host_and_port(&uri).map_err(|_| bad())?.0)
-        }
+        None => name_of_endpoint(&peer.endpoint),
     }
+}
+
+fn name_of_endpoint(endpoint: &str) -> Result<ServerName<'static>, TlsError> {
+    let bad = || TlsError::Name(endpoint.to_owned());
+    let uri: Uri = endpoint.parse().map_err(|_| bad())?;
+    server_name(host_and_port(&uri).map_err(|_| bad())?.0)
 }
 
 /// Dials over TCP, shows this node's certificate, and checks that the other's names whom it means to reach.

@@ -33,7 +33,14 @@ fn stamp(incarnation: u64, seq: u64) -> Stamp {
 pub fn put(tree: &IncarnationTree, region: &str, incarnation: u64, seq: u64, current: &Record) -> Write {
     let region = Region::new(region);
     let stamp = stamp(incarnation, seq);
-    let writer = Writer { region: &region, home: &region, keyspace: KEYSPACE, stamp, lineage: tree.shard(SHARD) };
+    let writer = Writer {
+        region: &region,
+        home: &region,
+        takes_over: false,
+        keyspace: KEYSPACE,
+        stamp,
+        lineage: tree.shard(SHARD),
+    };
     let mutation = Mutation::Put { value: Value::bytes(vec![7; 128]) };
     plan(&key(), &mutation, &Precondition::None, None, current, writer).unwrap().unwrap()
 }

@@ -51,8 +51,14 @@ impl Open {
             let current = batch.newest(KEYSPACE, key).unwrap();
             let tree = batch.tree();
             let stamp = batch.stamp(Hlc::from_ms(self.next + at as u64), Epoch(0));
-            let writer =
-                Writer { region: &region, home: &region, keyspace: KEYSPACE, stamp, lineage: tree.shard(ShardId(0)) };
+            let writer = Writer {
+                region: &region,
+                home: &region,
+                takes_over: false,
+                keyspace: KEYSPACE,
+                stamp,
+                lineage: tree.shard(ShardId(0)),
+            };
             let write = plan(key, mutation, &Precondition::None, None, &current, writer).unwrap().unwrap();
             batch.write(KEYSPACE, write, stamp).unwrap();
         }

@@ -40,6 +40,7 @@ keys! {
     "jurisdiction" = "", "whose law it is under, such as eu: residency rules speak of it" => |c, text| c.jurisdiction, string(text);
     "data_dir" = "", "where the data is kept" => |c, text| c.data_dir, path(text);
     "shards" = "4", "fixed when the cluster is made, the same in every region" => |c, text| c.shards, number(text);
+    "join" = "false", "join a running cluster (`isle region add`), rather than found one with the peers" => |c, text| c.join, truth(text);
     "insecure" = "false", "serve beyond loopback without [tls]" => |c, text| c.insecure, truth(text);
     "cluster_key_file" = "", "64 hexadecimal digits, the same in every region: signs tokens" => |c, text| c.cluster_key_file, path(text).map(Some);
     "advertise" = "", "how clients reach this region, if not at listen.client" => |c, text| c.advertise, string(text).map(Some);

@@ -3,6 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use isle_model::Region;
+use isle_model::metadata::is_name;
+use isle_model::policy::{Member, MemberState};
 use isle_node::{LinkState, Node, NodeState, NodeStatus, peer::FEATURE_LEVEL};
 use isle_proto::v1;
 use isle_proto::v1::cluster_server::Cluster;
@@ -11,12 +14,14 @@ use tonic::{Request, Response, Status};
 
 use super::wire;
 use crate::config::{self, Config};
+use crate::request_context;
+use crate::status_table::{bad_field, of_change};
 
 /// What is known of a region beside its node: fixed at start.
 pub struct Facts {
     endpoint: String,
-    /// Every region and where clients find it, sorted by name.
-    regions: Vec<v1::RegionEndpoint>,
+    /// Whether other regions are reached by TLS.
+    is_secure: bool,
     config_hash: String,
     log_budget_bytes: u64,
 }
@@ -24,28 +29,24 @@ pub struct Facts {
 impl Facts {
     pub fn of(config: &Config) -> Facts {
         let endpoint = config.client_endpoint();
-        let row = |region: &str, jurisdiction: &str, endpoint: &str| v1::RegionEndpoint {
-            region: region.to_owned(),
-            endpoint: endpoint.to_owned(),
-            jurisdiction: jurisdiction.to_owned(),
-        };
-        let peers = config.peers.iter();
-        let mut regions: Vec<_> = peers
-            .map(|peer| row(&peer.region, &peer.jurisdiction, peer.client_endpoint.as_deref().unwrap_or_default()))
-            .collect();
-        regions.push(row(&config.region, &config.jurisdiction, &endpoint));
-        regions.sort_by(|a, b| a.region.cmp(&b.region));
-        let config_hash = config_hash(config, &regions);
-        Facts { endpoint, regions, config_hash, log_budget_bytes: config.limits.log_budget_bytes }
+        let is_secure = config.tls.is_some();
+        Facts {
+            endpoint,
+            is_secure,
+            config_hash: config_hash(config),
+            log_budget_bytes: config.limits.log_budget_bytes,
+        }
     }
 }
 
 /// Over what has to be the same in every region.
-fn config_hash(config: &Config, regions: &[v1::RegionEndpoint]) -> String {
+fn config_hash(config: &Config) -> String {
     let keyspace = |keyspace: &config::Keyspace| (keyspace.id, keyspace.name.clone(), keyspace.policy.to_string());
     let mut keyspaces: Vec<_> = config.keyspaces.iter().map(keyspace).collect();
     keyspaces.sort_unstable();
-    let regions: Vec<_> = regions.iter().map(|region| (&region.region, &region.jurisdiction)).collect();
+    let peers = config.peers.iter().map(|peer| (&peer.region, &peer.jurisdiction));
+    let mut regions: Vec<_> = peers.chain([(&config.region, &config.jurisdiction)]).collect();
+    regions.sort_unstable();
     let text = format!("{:?}", (&config.cluster, regions, config.shards, keyspaces));
     let digest = Sha256::digest(text.as_bytes());
     digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
@@ -60,6 +61,31 @@ pub struct ClusterService {
 impl ClusterService {
     pub fn new(node: Arc<Node>, facts: Arc<Facts>) -> ClusterService {
         ClusterService { node, facts, started: tokio::time::Instant::now() }
+    }
+
+    /// Every region and where clients find it, sorted by name.
+    fn regions(&self) -> Vec<v1::RegionEndpoint> {
+        let (metadata, me) = (self.node.metadata(), &self.node.config().region);
+        let state = |region: &Region| match metadata.members.get(region).map(|member| member.state) {
+            Some(MemberState::Joining) => v1::RegionState::Joining,
+            Some(MemberState::Serving) => v1::RegionState::Serving,
+            Some(MemberState::Leaving) => v1::RegionState::Leaving,
+            None => v1::RegionState::Unspecified,
+        };
+        let row = |region: &Region, jurisdiction: &str, endpoint: String| v1::RegionEndpoint {
+            region: region.to_string(),
+            endpoint,
+            jurisdiction: jurisdiction.to_owned(),
+            state: state(region).into(),
+        };
+        let peers = self.node.peers().into_iter();
+        let rows = peers.map(|peer| row(&peer.region, &peer.jurisdiction, peer.client_endpoint));
+        let own = row(me, &self.node.config().jurisdiction, self.facts.endpoint.clone());
+        sorted(rows.chain([own]), |row| row.region.clone())
+    }
+
+    fn header(&self) -> Option<v1::ResponseHeader> {
+        Some(v1::ResponseHeader { served_by: self.node.config().region.to_string(), ..v1::ResponseHeader::default() })
     }
 
     fn region(&self, status: NodeStatus) -> v1::RegionStatus {
@@ -109,9 +135,45 @@ impl Cluster for ClusterService {
             header: Some(header),
             cluster: status.cluster.clone(),
             region: Some(self.region(status)),
-            regions: self.facts.regions.clone(),
+            regions: self.regions(),
         }))
     }
+
+    async fn add_region(
+        &self,
+        request: Request<v1::AddRegionRequest>,
+    ) -> Result<Response<v1::AddRegionResponse>, Status> {
+        let context = request_context::of(&request);
+        let v1::AddRegionRequest { region, jurisdiction, peer_endpoint, client_endpoint } = request.into_inner();
+        check_url("peer_endpoint", &peer_endpoint, Some(self.facts.is_secure))?;
+        if !client_endpoint.is_empty() {
+            check_url("client_endpoint", &client_endpoint, None)?;
+        }
+        let member = Member { jurisdiction, endpoint: peer_endpoint, client_endpoint, ..Member::default() };
+        let added = self.node.add_region(&context, Region::new(&name(&region)?), member).await;
+        added.map_err(|error| of_change(&error, &region))?;
+        Ok(Response::new(v1::AddRegionResponse { header: self.header() }))
+    }
+
+    async fn remove_region(
+        &self,
+        request: Request<v1::RemoveRegionRequest>,
+    ) -> Result<Response<v1::RemoveRegionResponse>, Status> {
+        let context = request_context::of(&request);
+        let v1::RemoveRegionRequest { region, lost } = request.into_inner();
+        let removed = self.node.remove_region(&context, Region::new(&name(&region)?), lost).await;
+        removed.map_err(|error| of_change(&error, &region))?;
+        Ok(Response::new(v1::RemoveRegionResponse { header: self.header() }))
+    }
+}
+
+fn name(region: &str) -> Result<String, Status> {
+    let rule = "is not 1 to 64 letters, digits, dots, dashes and underscores";
+    if is_name(region) { Ok(region.to_owned()) } else { Err(bad_field("region", rule)) }
+}
+
+fn check_url(field: &'static str, url: &str, secure: Option<bool>) -> Result<(), Status> {
+    config::url_fault(url, secure).map_or(Ok(()), |fault| Err(bad_field(field, fault)))
 }
 
 /// 32 hexadecimal digits.
@@ -129,6 +191,8 @@ fn state_of(state: &NodeState) -> (v1::RegionState, Option<String>) {
     match state {
         NodeState::Serving => (v1::RegionState::Serving, None),
         NodeState::Completing => (v1::RegionState::Completing, None),
+        NodeState::Joining { progress } => (v1::RegionState::Joining, Some(progress.clone())),
+        NodeState::Leaving => (v1::RegionState::Leaving, None),
         NodeState::WritesStopped { reason } => (v1::RegionState::ReadOnly, Some(reason.clone())),
         NodeState::ClockAhead { by_ms } => (v1::RegionState::ReadOnly, Some(clock_ahead(*by_ms))),
         NodeState::Stopped { reason } => (v1::RegionState::Draining, Some(reason.clone())),

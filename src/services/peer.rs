@@ -35,7 +35,11 @@ impl PeerService {
     /// Refuses a caller whose certificate does not name the region that it says it is.
     fn vouched(&self, caller: Option<&Caller>, region: &Region) -> Result<(), PeerError> {
         let Some(names) = &self.names else { return Ok(()) };
-        names.check(region.as_str(), caller).map_err(|error| {
+        let joined = || {
+            let peer = self.node.peers().into_iter().find(|peer| peer.region == *region);
+            peer.map(|peer| peer.endpoint)
+        };
+        names.check(region.as_str(), caller, joined).map_err(|error| {
             let address = caller.map(|caller| caller.address.as_ref()).unwrap_or_default();
             tracing::warn!(address, %error, "a caller on the peer port is refused");
             PeerError::Incompatible { reason: error.to_string() }

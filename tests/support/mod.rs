@@ -67,12 +67,17 @@ impl Process {
     pub fn stop(&mut self) -> Option<i32> {
         let pid = self.child.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        self.ended()
+    }
+
+    /// Waits until it has ended by itself, and returns its exit code.
+    pub fn ended(&mut self) -> Option<i32> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status.code();
             }
-            assert!(Instant::now() < deadline, "it does not stop");
+            assert!(Instant::now() < deadline, "it does not end");
             std::thread::yield_now();
         }
     }
@@ -116,7 +121,7 @@ pub fn failed(output: &Output, exit: i32) -> Json {
 }
 
 /// A port with free ones behind it. Another process may take them meanwhile, so starting is tried more than once.
-fn free_port(span: u16) -> u16 {
+pub fn free_port(span: u16) -> u16 {
     loop {
         let first = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
@@ -159,6 +164,19 @@ pub fn serve_with(data_dir: &Path, config: Option<&Path>, settings: &[&str]) -> 
         Process::start(command, port)
     };
     started(start, 3, |line| line.contains("serving"))
+}
+
+/// Regions that know each other's ports before any is up: region n has 10·n behind the first, and its settings from a file in `dir`,
+/// of which the ports are left out. May have to be tried again where a port was taken meanwhile.
+pub fn serve_in(dir: &Path, region: &str, port: u16) -> Result<Process, Vec<String>> {
+    let mut command = isle();
+    command.args(["serve", "--config"]).arg(dir.join(format!("{region}.toml")));
+    command.arg("--data-dir").arg(dir.join(region));
+    for (key, port) in [("client", port), ("peer", port + 1), ("http", port + 2)] {
+        command.args(["--set", &format!("listen.{key}=127.0.0.1:{port}")]);
+    }
+    let mut process = Process::start(command, port);
+    process.wait_for_line(|line| line.contains("serving")).map(|_| process)
 }
 
 fn started(start: impl Fn(u16) -> Process, span: u16, is_up: fn(&str) -> bool) -> Process {

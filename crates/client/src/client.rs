@@ -249,6 +249,31 @@ impl Client {
         retrying(self.options.retry, true, attempt).await
     }
 
+    /// Lets a region in: it serves once it has the cluster's state. `client_endpoint` and `jurisdiction` may be empty.
+    pub async fn add_region(
+        &self,
+        region: &str,
+        jurisdiction: &str,
+        peer_endpoint: &str,
+        client_endpoint: &str,
+    ) -> Result<(), Error> {
+        let request = v1::AddRegionRequest {
+            region: region.to_owned(),
+            jurisdiction: jurisdiction.to_owned(),
+            peer_endpoint: peer_endpoint.to_owned(),
+            client_endpoint: client_endpoint.to_owned(),
+        };
+        let reply = ClusterClient::new(self.channel.clone()).add_region(self.request(request)).await;
+        reply.map(drop).map_err(|status| Error::of_status(&status))
+    }
+
+    /// Has a region leave; with `lost`, gives one up that does not come back. What that had taken and no other has is lost.
+    pub async fn remove_region(&self, region: &str, lost: bool) -> Result<(), Error> {
+        let request = v1::RemoveRegionRequest { region: region.to_owned(), lost };
+        let reply = ClusterClient::new(self.channel.clone()).remove_region(self.request(request)).await;
+        reply.map(drop).map_err(|status| Error::of_status(&status))
+    }
+
     /// Cuts a link of `isle dev`, and returns all links.
     pub async fn link_cut(&self, from: &str, to: &str, one_way: bool) -> Result<Vec<v1::Link>, Error> {
         let request = v1::CutRequest { from: from.to_owned(), to: to.to_owned(), one_way };

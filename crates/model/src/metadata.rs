@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::limits::{KEYSPACES_MAX, NAME_BYTES_MAX};
-use crate::policy::{Fault, HomeRule, Members, Policy};
+use crate::policy::{Fault, HomeRule, Member, MemberState, Members, Policy};
 use crate::{KeyspaceId, Region};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,6 +72,27 @@ pub enum Command {
         id: KeyspaceId,
         expected: Option<u64>,
     },
+    /// A region is one of the cluster's from here on, and serves once it has the state of it.
+    Join {
+        region: Region,
+        member: Member,
+    },
+    /// Said by the region itself: it has the state, and serves. `joined` is the command that let it in: one that was given up since, and
+    /// let in anew, is another.
+    Serve {
+        region: Region,
+        joined: u64,
+    },
+    /// A region takes no more writes, and goes when the others have what it took; one that joins goes at once.
+    Leave {
+        region: Region,
+    },
+    /// A region is none of the cluster's any more: nobody waits for it, or takes anything of it. Said by the region itself when it has
+    /// left, with the command that let it in; or of one that is lost.
+    Remove {
+        region: Region,
+        joined: Option<u64>,
+    },
 }
 
 /// Why a command changed nothing.
@@ -91,6 +112,13 @@ pub enum Refused {
     Faulty { faults: Vec<Fault> },
     #[error("there are {KEYSPACES_MAX} keyspaces, and there may be no more")]
     TooMany,
+    #[error("{region} is a region of the cluster already")]
+    IsMember { region: Region },
+    #[error("{region} is no region of the cluster")]
+    NoMember { region: Region },
+    /// Such as one that leaves and is told to serve.
+    #[error("{region} is {state:?}")]
+    State { region: Region, state: MemberState },
 }
 
 impl Keyspace {
@@ -141,7 +169,7 @@ impl Metadata {
                 if self.keyspaces.len() >= KEYSPACES_MAX {
                     return Err(Refused::TooMany);
                 }
-                let mut faults = policy.faults(&self.members);
+                let mut faults = policy.faults(&self.staying());
                 faults.extend(name_fault(&name));
                 refuse(faults)?;
                 let id = KeyspaceId(self.id_max + 1);
@@ -149,17 +177,19 @@ impl Metadata {
                 self.keyspaces.get(&id).cloned()
             }
             Command::Update { id, expected, policy } => {
+                let staying = self.staying();
                 let keyspace = self.keyspaces.get_mut(&id).ok_or(Refused::Unknown { id })?;
                 if keyspace.revision != expected {
                     return Err(Refused::Changed { revision: keyspace.revision });
                 }
-                let mut faults = policy.faults(&self.members);
+                let mut faults = policy.faults(&staying);
                 faults.extend(policy.faults_after(&keyspace.policy));
                 refuse(faults)?;
                 (keyspace.policy, keyspace.revision) = (policy, index);
                 Some(keyspace.clone())
             }
             Command::Move { id, to, prefix } => {
+                let staying = self.staying();
                 let keyspace = self.keyspaces.get_mut(&id).ok_or(Refused::Unknown { id })?;
                 let mut policy = keyspace.policy.clone();
                 let mut faults = Vec::new();
@@ -177,10 +207,12 @@ impl Metadata {
                 }
                 if !self.members.contains_key(&to) {
                     faults.push(fault("to", format!("{to} is no region of the cluster")));
+                } else if !self.members[&to].state.is_serving() {
+                    faults.push(fault("to", format!("{to} does not serve now (it is {:?})", self.members[&to].state)));
                 } else if !policy.admits(&to, &self.members) {
                     faults.push(fault("to", format!("{to} may not hold the data: residency={}", policy.residency)));
                 }
-                faults.extend(policy.faults(&self.members));
+                faults.extend(policy.faults(&staying));
                 refuse(faults)?;
                 if keyspace.policy != policy {
                     (keyspace.policy, keyspace.revision) = (policy, index);
@@ -198,9 +230,78 @@ impl Metadata {
                 }
                 self.keyspaces.remove(&id)
             }
+            Command::Join { region, member } => {
+                if self.members.contains_key(&region) {
+                    return Err(Refused::IsMember { region });
+                }
+                if !is_name(region.as_str()) {
+                    return Err(Refused::Faulty { faults: vec![fault("region", format!("{region:?} is not a name"))] });
+                }
+                self.members.insert(region, Member { state: MemberState::Joining, joined: index, ..member });
+                None
+            }
+            Command::Serve { region, joined } => {
+                let member = self.members.get_mut(&region).ok_or(Refused::NoMember { region: region.clone() })?;
+                if member.joined != joined {
+                    return Err(Refused::NoMember { region });
+                }
+                if member.state == MemberState::Leaving {
+                    return Err(Refused::State { region, state: member.state });
+                }
+                member.state = MemberState::Serving;
+                None
+            }
+            Command::Leave { region } => {
+                self.check_dispensable(&region)?;
+                match self.members.get_mut(&region) {
+                    // It has taken nothing yet.
+                    Some(member) if member.state == MemberState::Joining => drop(self.members.remove(&region)),
+                    Some(member) => member.state = MemberState::Leaving,
+                    None => {}
+                }
+                None
+            }
+            Command::Remove { region, joined } => {
+                if joined.is_some_and(|joined| self.members.get(&region).is_none_or(|member| member.joined != joined)) {
+                    return Err(Refused::NoMember { region });
+                }
+                self.check_dispensable(&region)?;
+                self.members.remove(&region);
+                // Keys that had their home there get another, and writes know which of the two came later.
+                let homes = self.keyspaces.values_mut().filter(|keyspace| keyspace.policy.home.is_some());
+                homes.for_each(|keyspace| keyspace.epoch = index);
+                None
+            }
         };
         self.revision = index;
         Ok(done)
+    }
+
+    /// The members without those that are on their way out: what is promised has to be kept without these.
+    fn staying(&self) -> Members {
+        let stays = |(_, member): &(&Region, &Member)| member.state != MemberState::Leaving;
+        self.members.iter().filter(stays).map(|(region, member)| (region.clone(), member.clone())).collect()
+    }
+
+    /// Whether every keyspace keeps its promises without a region.
+    fn check_dispensable(&self, region: &Region) -> Result<(), Refused> {
+        if !self.members.contains_key(region) {
+            return Err(Refused::NoMember { region: region.clone() });
+        }
+        let mut rest = self.staying();
+        rest.remove(region);
+        let mut faults = Vec::new();
+        if !rest.values().any(|member| member.state.is_serving()) {
+            faults.push(fault("region", format!("{region} is the last one that serves")));
+        }
+        for keyspace in self.keyspaces.values() {
+            let named = |found: Fault| Fault {
+                rule: format!("keyspace {:?} without {region}: {}: {}", keyspace.name, found.field, found.rule),
+                field: "region".into(),
+            };
+            faults.extend(keyspace.policy.faults(&rest).into_iter().map(named));
+        }
+        refuse(faults)
     }
 
     fn insert(&mut self, id: KeyspaceId, name: String, policy: Policy, index: u64) {
@@ -228,7 +329,7 @@ fn fault(field: &'static str, rule: String) -> Fault {
     Fault { field: field.into(), rule }
 }
 
-fn is_zero(number: &u64) -> bool {
+pub(crate) fn is_zero(number: &u64) -> bool {
     *number == 0
 }
 
@@ -245,7 +346,11 @@ mod tests {
     use crate::policy::{Member, Replication, Scope, Writes};
 
     fn members() -> Members {
-        ["eu", "us"].map(|region| (Region::new(region), Member { jurisdiction: region.to_owned() })).into()
+        ["eu", "us"].map(|region| (Region::new(region), member(region))).into()
+    }
+
+    fn member(jurisdiction: &str) -> Member {
+        Member { jurisdiction: jurisdiction.to_owned(), ..Member::default() }
     }
 
     fn founded() -> Metadata {
@@ -381,9 +486,78 @@ mod tests {
         // Frozen: what a node has stored once is read for ever.
         assert_eq!(stored, FROZEN);
         let before = Metadata { founded_id_max: 0, ..metadata };
-        assert_eq!(serde_json::from_str::<Metadata>(FROZEN_BEFORE).unwrap(), before, "what the founders gave was not noted");
+        assert_eq!(
+            serde_json::from_str::<Metadata>(FROZEN_BEFORE).unwrap(),
+            before,
+            "what the founders gave was not noted"
+        );
     }
 
     const FROZEN: &str = include_str!("../tests/fixtures/metadata_founders.json");
     const FROZEN_BEFORE: &str = include_str!("../tests/fixtures/metadata.json");
+
+    #[test]
+    fn a_region_joins_serves_leaves_and_is_gone() {
+        let mut metadata = founded();
+        let ap = Region::new("ap");
+        let join = || Command::Join { region: ap.clone(), member: member("ap") };
+        metadata.apply(4, join()).unwrap();
+        assert_eq!(metadata.members[&ap].state, MemberState::Joining);
+        assert_eq!(metadata.apply(5, join()), Err(Refused::IsMember { region: ap.clone() }));
+        metadata.apply(5, Command::Leave { region: ap.clone() }).unwrap();
+        assert!(!metadata.members.contains_key(&ap), "it had taken nothing");
+        metadata.apply(5, join()).unwrap();
+        metadata.apply(6, Command::Serve { region: ap.clone(), joined: 5 }).unwrap();
+        assert!(metadata.members[&ap].state.is_serving());
+        metadata.apply(7, Command::Leave { region: ap.clone() }).unwrap();
+        let refused = Err(Refused::State { region: ap.clone(), state: MemberState::Leaving });
+        assert_eq!(
+            metadata.apply(8, Command::Serve { region: ap.clone(), joined: 5 }),
+            refused,
+            "it must not take writes again"
+        );
+        let other = Command::Remove { region: ap.clone(), joined: Some(4) };
+        assert_eq!(
+            metadata.apply(9, other),
+            Err(Refused::NoMember { region: ap.clone() }),
+            "that was another of the name"
+        );
+        metadata.apply(9, Command::Remove { region: ap.clone(), joined: None }).unwrap();
+        assert!(!metadata.members.contains_key(&ap));
+        assert_eq!(metadata.keyspaces[&KeyspaceId(7)].epoch, 9, "homes have changed");
+        assert_eq!(metadata.apply(10, Command::Leave { region: ap.clone() }), Err(Refused::NoMember { region: ap }));
+    }
+
+    #[test]
+    fn no_region_goes_that_a_keyspace_cannot_do_without() {
+        let mut metadata = founded();
+        let eu = Region::new("eu");
+        let policy = Policy { replication: Replication::Sync(1), ..Policy::default() };
+        metadata.apply(4, Command::Create { name: "money".to_owned(), policy }).unwrap();
+        for command in [Command::Leave { region: eu.clone() }, Command::Remove { region: eu.clone(), joined: None }] {
+            let Err(Refused::Faulty { faults }) = metadata.apply(5, command) else { panic!("it is refused") };
+            assert!(faults.iter().all(|fault| fault.rule.contains("money")), "{faults:?}");
+        }
+        metadata.apply(6, Command::Delete { id: KeyspaceId(8), expected: None }).unwrap();
+        metadata.apply(7, Command::Remove { region: eu.clone(), joined: None }).unwrap();
+        let last = metadata.apply(8, Command::Remove { region: Region::new("us"), joined: None });
+        assert!(matches!(last, Err(Refused::Faulty { .. })), "somebody has to be left");
+    }
+
+    #[test]
+    fn a_hash_chooses_none_but_those_that_serve() {
+        let policy = Policy { home: Some(HomeRule::Hash), ..Policy::default() };
+        let mut metadata = founded();
+        metadata.apply(4, Command::Join { region: Region::new("ap"), member: member("ap") }).unwrap();
+        let homes = |metadata: &Metadata| -> Vec<Region> {
+            (0..64u8).filter_map(|key| policy.home_of(&[key], &metadata.members)).collect()
+        };
+        let before = homes(&metadata);
+        assert!(before.len() == 64 && before.iter().all(|home| home.as_str() != "ap"));
+        metadata.apply(5, Command::Serve { region: Region::new("ap"), joined: 4 }).unwrap();
+        let after = homes(&metadata);
+        assert!(after.iter().any(|home| home.as_str() == "ap"));
+        let moved = before.iter().zip(&after).filter(|(before, after)| before != after);
+        assert!(moved.clone().all(|(_, after)| after.as_str() == "ap"), "only what the new one takes moves");
+    }
 }

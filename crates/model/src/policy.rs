@@ -145,6 +145,34 @@ impl Default for Policy {
 pub struct Member {
     /// Such as `eu`; empty where none is given, which no residency rule admits by jurisdiction.
     pub jurisdiction: String,
+    #[serde(default, skip_serializing_if = "MemberState::is_serving")]
+    pub state: MemberState,
+    /// The index of the command that let it in; 0 of a founder. So one that comes again is told from what it was before.
+    #[serde(default, skip_serializing_if = "crate::metadata::is_zero")]
+    pub joined: u64,
+    /// Where the other regions dial it; empty where only their configurations say so.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub endpoint: String,
+    /// Where clients reach it; empty where that is not known, or where configurations say so.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub client_endpoint: String,
+}
+
+/// How far a region has come in joining the cluster, or in leaving it. In every state the others replicate with it, and wait for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MemberState {
+    /// It takes the state of the cluster, and serves nobody yet.
+    Joining,
+    #[default]
+    Serving,
+    /// It takes no more writes, and goes once the others have all of its own.
+    Leaving,
+}
+
+impl MemberState {
+    pub fn is_serving(&self) -> bool {
+        *self == MemberState::Serving
+    }
 }
 
 pub type Members = BTreeMap<Region, Member>;
@@ -208,13 +236,18 @@ impl Policy {
                     .max_by_key(|(p, _)| p.len());
                 longest.map(|(_, region)| region.clone())
             }
-            HomeRule::Hash => {
-                let weight = |region: &Region| {
-                    (xxh3_64_with_seed(key, xxh3_64_with_seed(region.as_str().as_bytes(), 0)), region.clone())
-                };
-                self.holders(members).map(weight).max().map(|(_, region)| region)
-            }
+            HomeRule::Hash => self.home_by_hash(key, members),
         }
+    }
+
+    /// The holder that serves and that a key's hash chooses. It is also the home of a key whose home has left the cluster: every
+    /// region that has heard of that comes to the same.
+    pub fn home_by_hash(&self, key: &[u8], members: &Members) -> Option<Region> {
+        let weight = |region: &Region| {
+            (xxh3_64_with_seed(key, xxh3_64_with_seed(region.as_str().as_bytes(), 0)), region.clone())
+        };
+        let serving = self.holders(members).filter(|region| members[*region].state.is_serving());
+        serving.map(weight).max().map(|(_, region)| region)
     }
 }
 

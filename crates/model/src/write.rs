@@ -69,6 +69,8 @@ pub struct Writer<'a> {
     pub region: &'a Region,
     /// What a record that this write creates gets as its home.
     pub home: &'a Region,
+    /// Whether the home that the record names has left the cluster: then the write names this one.
+    pub takes_over: bool,
     pub keyspace: KeyspaceId,
     pub stamp: Stamp,
     pub lineage: Lineage<'a>,
@@ -239,7 +241,7 @@ impl Planner<'_> {
         let has_home = self.current.register(&home).is_some_and(Register::is_live);
         if !live_after {
             self.empty(&home);
-        } else if !has_home || !self.current.is_live() {
+        } else if !has_home || !self.current.is_live() || self.writer.takes_over {
             self.write(home, Value::string(self.writer.home.as_str()));
         }
     }

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use isle_model::metadata::{Keyspace, Metadata};
+use isle_model::policy::{MemberState, Members};
 use isle_model::{KeyspaceId, Region};
 use tokio::sync::watch;
 
@@ -37,6 +38,17 @@ impl Catalog {
     /// Woken by every change.
     pub(crate) fn subscribe(&self) -> watch::Receiver<Arc<Known>> {
         self.known.subscribe()
+    }
+
+    /// Who the members are, as others have said, before this node has heard it from the cluster itself.
+    pub(crate) fn adopt(&self, members: Members) {
+        self.known.send_if_modified(|known| {
+            let is_news = known.metadata.revision == 0 && known.metadata.members != members;
+            if is_news {
+                *known = Arc::new(Known::new(Metadata { members, ..Metadata::clone(&known.metadata) }));
+            }
+            is_news
+        });
     }
 
     /// What the cluster has agreed on. An older state than the known one changes nothing.
@@ -83,6 +95,18 @@ impl Known {
         &self.fingerprints
     }
 
+    /// Whether a region is on its way out of the cluster, or out of it.
+    pub(crate) fn is_leaving(&self, region: &Region) -> bool {
+        let member = self.metadata.members.get(region);
+        member.map_or(self.metadata.revision > 0, |member| member.state == MemberState::Leaving)
+    }
+
+    /// The members that serve, or have served until now, beside this one: what the cluster has is with them.
+    pub(crate) fn others<'a>(&'a self, me: &'a Region) -> impl Iterator<Item = &'a Region> {
+        let members = self.metadata.members.iter();
+        members.filter(move |(region, member)| *region != me && member.state != MemberState::Joining).map(|(r, _)| r)
+    }
+
     /// Whether a region may hold a keyspace's data, copied there or its own.
     pub(crate) fn holds(&self, region: &Region, id: KeyspaceId) -> bool {
         self.keyspace(id).is_some_and(|keyspace| keyspace.policy.admits(region, &self.metadata.members))
@@ -91,6 +115,11 @@ impl Known {
     /// Whether what one region writes into a keyspace is for another.
     pub(crate) fn is_for(&self, region: &Region, id: KeyspaceId) -> bool {
         self.keyspace(id).is_some_and(|ks| ks.policy.is_copied() && ks.policy.admits(region, &self.metadata.members))
+    }
+
+    /// Whether a region's copy counts among those that a write is to have: it is there to stay.
+    pub(crate) fn counts_for(&self, region: &Region, id: KeyspaceId) -> bool {
+        self.metadata.members.get(region).is_some_and(|member| member.state.is_serving()) && self.is_for(region, id)
     }
 
     /// The keyspaces whose data a region may hold.

@@ -47,6 +47,9 @@ pub struct NodeConfig {
     pub shards: u32,
     pub keyspaces: Vec<KeyspaceConfig>,
     pub peers: Vec<PeerConfig>,
+    /// Whether this region joins a cluster that is there already, rather than found one. It then serves once it has its state. Has no
+    /// effect where the region is a member already.
+    pub join: bool,
     /// Signs version tokens. The same in every region of the cluster.
     pub token_key: TokenKey,
     /// Bytes of requests a shard holds, from acceptance to reply; the same again for what replication brings.
@@ -94,6 +97,7 @@ impl Default for NodeConfig {
             jurisdiction: String::new(),
             keyspaces: vec![KeyspaceConfig::new(KeyspaceId(1), "default")],
             peers: Vec::new(),
+            join: false,
             token_key: TokenKey::new([0; 32]),
             // About a tenth of a second of the largest burst one shard can commit.
             queue_bytes_max: 32 << 20,
@@ -155,12 +159,13 @@ impl NodeConfig {
                 check(false, format!("keyspaces: {:?}: {fault}", keyspace.name));
             }
         }
+        check(!self.join || !self.peers.is_empty(), "join: needs the cluster's regions as peers".to_owned());
         let mut regions = BTreeSet::from([&self.region]);
         for peer in &self.peers {
             check(is_name(peer.region.as_str()), format!("peers: {:?} is not a name", peer.region.as_str()));
             check(regions.insert(&peer.region), format!("peers: {} is named twice, or is this region", peer.region));
         }
-        let voters: BTreeSet<u64> = regions.iter().map(|region| voter_id(region)).collect();
+        let voters: BTreeSet<u64> = regions.iter().map(|region| voter_id(region, 0)).collect();
         check(voters.len() == regions.len(), "peers: two regions' names have the same hash; rename one".to_owned());
         check(fits(&self.found()), "keyspaces: are larger than the cluster's metadata can begin with".to_owned());
         for (name, bytes) in [
@@ -208,7 +213,7 @@ impl NodeConfig {
     }
 
     fn members(&self) -> Members {
-        let member = |jurisdiction: &String| Member { jurisdiction: jurisdiction.clone() };
+        let member = |jurisdiction: &String| Member { jurisdiction: jurisdiction.clone(), ..Member::default() };
         let peers = self.peers.iter().map(|peer| (peer.region.clone(), member(&peer.jurisdiction)));
         peers.chain([(self.region.clone(), member(&self.jurisdiction))]).collect()
     }

@@ -1,9 +1,11 @@
 //! What the node counts. Plain atomics: the server exposes them, nothing in the node decides by them.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use isle_model::Region;
+use parking_lot::RwLock;
 
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
@@ -44,22 +46,21 @@ pub struct Counters {
     pub quarantined: Counter,
     pub tombstones_forgotten: Counter,
     pub statements: Counter,
-    peers: BTreeMap<Region, PeerCounters>,
+    /// Of every region that is or was a peer in this run.
+    peers: RwLock<BTreeMap<Region, Arc<PeerCounters>>>,
 }
 
 impl Counters {
-    pub(crate) fn new(peers: impl IntoIterator<Item = Region>) -> Self {
-        Counters {
-            peers: peers.into_iter().map(|region| (region, PeerCounters::default())).collect(),
-            ..Self::default()
-        }
+    /// Counts what passes from and to a region from now on.
+    pub(crate) fn note_peer(&self, region: &Region) {
+        self.peers.write().entry(region.clone()).or_default();
     }
 
-    pub fn peers(&self) -> &BTreeMap<Region, PeerCounters> {
-        &self.peers
+    pub fn peers(&self) -> BTreeMap<Region, Arc<PeerCounters>> {
+        self.peers.read().clone()
     }
 
-    pub fn peer(&self, region: &Region) -> Option<&PeerCounters> {
-        self.peers.get(region)
+    pub fn peer(&self, region: &Region) -> Option<Arc<PeerCounters>> {
+        self.peers.read().get(region).cloned()
     }
 }

@@ -32,6 +32,12 @@ pub enum NodeError {
     /// This region's disk was found behind what it once acknowledged. Ask another region until it has been completed.
     #[error("this region is being completed by the others; its disk was behind")]
     Completing,
+    /// Nothing was appended. Ask another region.
+    #[error("this region is leaving the cluster, and takes no more writes")]
+    Leaving,
+    /// Ask another region until it serves.
+    #[error("this region is joining the cluster, and does not serve yet")]
+    Joining,
     #[error("there is no keyspace {name:?}; there are: {}", .known.join(", "))]
     UnknownKeyspace { name: String, known: Vec<String> },
     /// Ask one of the holders.

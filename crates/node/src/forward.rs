@@ -19,10 +19,11 @@ use tokio::time::Instant;
 
 use crate::catalog::Known;
 use crate::egress::{Gate, Verdict};
-use crate::homes::home_of;
+use crate::homes::{home_named_by, home_of};
 use crate::peer::{ForwardError, ForwardRequest, Peer, ReadReply, ReadRequest};
+use crate::peers::PeerSlot;
 use crate::shard_loop::read_failed;
-use crate::shared::{PeerSlot, StreamKey};
+use crate::shared::StreamKey;
 use crate::write_batch::Asked;
 use crate::{GetReply, Node, NodeError, RequestContext, Versions, WriteReply};
 
@@ -93,7 +94,7 @@ impl Node {
     }
 
     /// The connection to a region that a keyspace's requests may go to.
-    fn reach(&self, home: &Region, keyspace: KeyspaceId) -> Result<(&PeerSlot, Arc<dyn Peer>), NodeError> {
+    fn reach(&self, home: &Region, keyspace: KeyspaceId) -> Result<(Arc<PeerSlot>, Arc<dyn Peer>), NodeError> {
         let unreachable = |reason: &str| NodeError::HomeUnreachable { home: home.clone(), reason: reason.to_owned() };
         let slot = self.shared.peers.get(home).ok_or_else(|| unreachable("it is no region of this cluster"))?;
         match Gate::to(&self.shared, home).judge(keyspace) {
@@ -136,10 +137,13 @@ impl Node {
     pub async fn serve_read(&self, request: ReadRequest) -> Result<ReadReply, NodeError> {
         self.name_for(&request.asker, request.keyspace)?;
         self.shared.check_serving()?;
+        let known = self.shared.catalog.known();
+        let held = known.keyspace(request.keyspace).ok_or_else(|| known.unknown(&request.keyspace.0.to_string()))?;
         let record = self.shared.store.get(request.keyspace, &request.key).map_err(read_failed)?.unwrap_or_default();
         // Read after the record: it names everything that the record does.
         let tree = self.shared.store.tree();
-        let home = record.home(tree.shard(self.shared.shard_of(request.keyspace, &request.key)));
+        let lineage = tree.shard(self.shared.shard_of(request.keyspace, &request.key));
+        let home = home_named_by(held, &known.metadata.members, &request.key, &record, lineage);
         Ok(ReadReply { rows: rows_of(&record, &tree), home, record: Arc::unwrap_or_clone(record) })
     }
 
@@ -190,11 +194,12 @@ impl Node {
     /// Where the key lives as far as this region knows; `None` where that may be anywhere, or nowhere.
     fn presumed_home(&self, keyspace: KeyspaceId, key: &[u8]) -> Result<Option<Region>, NodeError> {
         let known = self.shared.catalog.known();
-        let policy = &known.keyspace(keyspace).ok_or_else(|| known.unknown(&keyspace.0.to_string()))?.policy;
+        let held = known.keyspace(keyspace).ok_or_else(|| known.unknown(&keyspace.0.to_string()))?;
         let record = self.shared.store.get(keyspace, key).map_err(read_failed)?.unwrap_or_default();
-        let tree = self.shared.store.tree();
-        let home = record.home(tree.shard(self.shared.shard_of(keyspace, key)));
-        Ok(home.or_else(|| policy.home_of(key, &known.metadata.members)))
+        let (tree, members) = (self.shared.store.tree(), &known.metadata.members);
+        let lineage = tree.shard(self.shared.shard_of(keyspace, key));
+        let home = home_named_by(held, members, key, &record, lineage);
+        Ok(home.or_else(|| held.policy.home_of(key, members)))
     }
 
     /// A key that is not here may have been created in any region: all are asked. What all of them have together is what there is.
@@ -205,7 +210,8 @@ impl Node {
         key: &Bytes,
     ) -> Result<Found, NodeError> {
         let known = self.shared.catalog.known();
-        let others: Vec<&Region> = self.shared.peers.keys().filter(|peer| known.is_for(peer, keyspace)).collect();
+        // One that joins has taken no write.
+        let others: Vec<&Region> = known.others(self.shared.me()).filter(|peer| known.is_for(peer, keyspace)).collect();
         let asked = others.iter().map(|other| self.read_from(ctx, other, keyspace, key));
         let replies = join_all(asked).await;
         let shard = self.shared.shard_of(keyspace, key);
@@ -220,7 +226,10 @@ impl Node {
             all.merge(&reply.record, self.shared.store.tree().shard(shard));
         }
         // By all that is known together it may live somewhere, though nobody has said "here": its home is moving.
-        match all.home(self.shared.store.tree().shard(shard)).filter(|home| home != self.shared.me()) {
+        let held = known.keyspace(keyspace).ok_or_else(|| known.unknown(&keyspace.0.to_string()))?;
+        let tree = self.shared.store.tree();
+        let home = home_named_by(held, &known.metadata.members, key, &all, tree.shard(shard));
+        match home.filter(|home| home != self.shared.me()) {
             Some(home) => Ok(Found::At(home)),
             None => {
                 let reply = self.get_reply(keyspace, key, &all, self.shared.me().clone(), Some(Duration::ZERO));
@@ -286,7 +295,8 @@ impl Node {
     /// How many other holders have to confirm a write of the keyspace. An error where too few are connected.
     pub(crate) fn holders_waited_for(&self, known: &Known, keyspace: &Keyspace) -> Result<u32, NodeError> {
         let Replication::Sync(needed) = keyspace.policy.replication else { return Ok(0) };
-        let holders = self.shared.peers.iter().filter(|(region, _)| known.is_for(region, keyspace.id));
+        let peers = self.shared.peers.all();
+        let holders = peers.iter().filter(|(region, _)| known.counts_for(region, keyspace.id));
         let agrees = |region: &Region| Gate::to(&self.shared, region).passes(keyspace.id);
         let connected = holders.filter(|(region, slot)| slot.link.lock().outbound && agrees(region)).count() as u32;
         if connected < needed { Err(NodeError::TooFewHolders { needed, connected }) } else { Ok(needed) }
@@ -314,7 +324,8 @@ impl Node {
             let cursors = link.confirmed.as_ref().map(|confirmed| &confirmed.cursors);
             cursors.and_then(|cursors| cursors.get(&wait.stream)).is_some_and(|v| v.covers(wait.dot, lineage))
         };
-        let holders = self.shared.peers.iter().filter(|(region, _)| known.is_for(region, wait.stream.0));
+        let peers = self.shared.peers.all();
+        let holders = peers.iter().filter(|(region, _)| known.counts_for(region, wait.stream.0));
         let confirmed: Vec<&Region> = holders.filter(|(_, slot)| has(slot)).map(|(region, _)| region).collect();
         confirmed.len() >= wait.holders as usize
             && wait.region.as_ref().is_none_or(|region| confirmed.contains(&region))

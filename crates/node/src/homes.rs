@@ -1,6 +1,7 @@
 //! Which region a key's writes go to. Pure.
 //!
-//! A live record names its home itself; where nothing is live, the policy does, then whoever creates the key. So two regions
+//! A live record names its home itself; where nothing is live, the policy does, then whoever creates the key. Where the home has left
+//! the cluster, the key's hash chooses another among the holders, and the next write names it. So two regions
 //! that create one key at once may both be right: a conflict like any other, settled when they hear of each other, and its
 //! home with it.
 
@@ -29,7 +30,25 @@ pub(crate) fn home_of(
     asked: Option<&Region>,
     me: &Region,
 ) -> Region {
-    record.home(lineage).unwrap_or_else(|| home_of_new(keyspace, members, key, asked, me))
+    let named = home_named_by(keyspace, members, key, record, lineage);
+    named.unwrap_or_else(|| home_of_new(keyspace, members, key, asked, me))
+}
+
+/// The home that a record names, or the one in its place where that has left the cluster; `None` where it names none.
+pub(crate) fn home_named_by(
+    keyspace: &Keyspace,
+    members: &Members,
+    key: &[u8],
+    record: &Record,
+    lineage: Lineage<'_>,
+) -> Option<Region> {
+    let home = record.home(lineage)?;
+    if members.contains_key(&home) { Some(home) } else { keyspace.policy.home_by_hash(key, members) }
+}
+
+/// Whether the home that a record names has left the cluster.
+pub(crate) fn home_has_left(members: &Members, record: &Record, lineage: Lineage<'_>) -> bool {
+    record.home(lineage).is_some_and(|home| !members.contains_key(&home))
 }
 
 /// Why a request may not name this home.
@@ -38,8 +57,12 @@ pub(crate) fn fault_of(keyspace: &Keyspace, members: &Members, key: &[u8], asked
     if policy.home.is_none() {
         return Some(format!("a {} keyspace has no homes", policy.scope));
     }
-    if !members.contains_key(asked) {
-        return Some(format!("{asked} is no region of the cluster"));
+    match members.get(asked) {
+        None => return Some(format!("{asked} is no region of the cluster")),
+        Some(member) if !member.state.is_serving() => {
+            return Some(format!("{asked} does not serve now (it is {:?})", member.state));
+        }
+        Some(_) => {}
     }
     if !policy.admits(asked, members) {
         return Some(format!("{asked} may not hold the data: residency={}", policy.residency));

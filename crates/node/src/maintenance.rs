@@ -113,8 +113,9 @@ impl Upkeep {
     /// other's state then brings back.
     fn expire_the_long_away(&self) {
         let now = self.shared.now();
+        let peers = self.shared.peers.all();
         let aways: Vec<(&Region, Duration)> =
-            self.shared.peers.iter().map(|(region, slot)| (region, slot.link.lock().away(now))).collect();
+            peers.iter().map(|(region, slot)| (region, slot.link.lock().away(now))).collect();
         let here = 1 + aways.iter().filter(|(_, away)| away.is_zero()).count();
         if 2 * here <= aways.len() + 1 {
             return;
@@ -127,7 +128,7 @@ impl Upkeep {
     }
 
     async fn state(&self) -> Result<(), NodeError> {
-        if self.shared.peers.is_empty() {
+        if self.shared.peers.all().is_empty() {
             return Ok(());
         }
         for queue in &self.shared.queues {
@@ -170,9 +171,10 @@ impl Upkeep {
     fn holders(&self, keyspace: KeyspaceId) -> Arc<[Region]> {
         let known = self.shared.catalog.known();
         let standing = self.shared.standing.lock();
-        let copies = self.shared.peers.keys().filter(|region| known.is_for(region, keyspace));
-        let peers = copies.filter(|region| !standing.is_expired(region));
-        std::iter::once(self.shared.me()).chain(peers).cloned().collect()
+        let peers = self.shared.peers.all();
+        let copies = peers.keys().filter(|region| known.is_for(region, keyspace));
+        let waited_for = copies.filter(|region| !standing.is_expired(region));
+        std::iter::once(self.shared.me()).chain(waited_for).cloned().collect()
     }
 
     /// The next tombstones of a shard that may go, as far as can be told from outside its loop.
@@ -213,7 +215,8 @@ fn floor(shared: &Shared) -> isle_store::LogPosition {
     let budget = LogBudget { bytes: shared.config.log_budget_bytes, age: shared.config.log_budget_age };
     let (durable, oldest, now) = (store.durable(), store.oldest(), shared.now());
     let ages = shared.ages.lock();
-    let waited_for = shared.peers.values().filter_map(|slot| {
+    let peers = shared.peers.all();
+    let waited_for = peers.values().filter_map(|slot| {
         let confirmed = slot.link.lock().confirmed.as_ref().map_or(oldest, |confirmed| confirmed.position);
         let waits = budget.waits(store.log_bytes_between(confirmed, durable), ages.lag(confirmed, durable, now));
         waits.then_some(confirmed)

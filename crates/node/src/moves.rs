@@ -90,10 +90,11 @@ impl Node {
         loop {
             let gates_pass = |region: &&Region| crate::egress::Gate::to(&self.shared, region).passes(id);
             let known = self.shared.catalog.known();
-            let holders: Vec<&Region> = self.shared.peers.keys().filter(|peer| known.is_for(peer, id)).collect();
+            let peers = self.shared.peers.all();
+            let holders: Vec<&Region> = peers.keys().filter(|peer| known.is_for(peer, id)).collect();
             let missing = holders.iter().find(|region| match since {
                 None => !gates_pass(region),
-                Some(at) => self.shared.peers[**region].link.lock().fresh_as_of.is_none_or(|fresh| fresh < at),
+                Some(at) => peers[**region].link.lock().fresh_as_of.is_none_or(|fresh| fresh < at),
             });
             match (missing, since) {
                 (None, None) => since = Some(self.shared.now()),

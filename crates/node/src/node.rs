@@ -3,7 +3,6 @@
 //! A write goes through its shard's queue and is answered once durable; a read sees what is published. Every task is owned
 //! here and ends with `shutdown`.
 
-use std::collections::BTreeMap;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +19,7 @@ use isle_store::{ShardWriter, Store};
 use parking_lot::Mutex;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -31,22 +30,23 @@ use crate::config::ConfigFaults;
 use crate::counters::Counters;
 use crate::forward::Wait;
 use crate::homes;
+use crate::members::{Members, peers_of};
 use crate::peer::{
     Connector, FetchReply, FetchRequest, Hello, MetadataReply, MetadataRequest, PeerError, StateReply, StateRequest,
     ToReceiver, ToSender,
 };
+use crate::peers::{PeerSlot, Peers};
 use crate::replication::handshake::{Met, hello_for, meet};
-use crate::replication::inbound::Inbound;
-use crate::replication::link::Link;
 use crate::replication::outbound::Outbound;
 use crate::replication::repair::Repair;
 use crate::replication::serving::{FetchHints, serve_fetch, serve_state};
 use crate::shard_loop::ShardLoop;
 use crate::shard_queue::{self, ShardQueue, WriteAsk, WriteOutcomes, Written, answer_of};
-use crate::shared::{PeerSlot, Shared};
+use crate::shared::Shared;
 use crate::status::{NodeStatus, status};
 use crate::{
-    NodeConfig, NodeError, PreconditionAsked, RequestContext, Versions, WriteReply, WriteRequest, maintenance,
+    NodeConfig, NodeError, PeerConfig, PreconditionAsked, RequestContext, Versions, WriteReply, WriteRequest,
+    maintenance,
 };
 
 /// Messages waiting for a subscriber. A batch is at most about 256 KiB, but for single large deltas.
@@ -118,21 +118,12 @@ impl Node {
         let group = cluster::Group::new(Storage::open(store.disk().clone(), &config.region, founders)?);
         let (queues, waiting): (Vec<_>, Vec<_>) =
             (0..config.shards).map(|shard| ShardQueue::new(ShardId(shard), config.queue_bytes_max)).unzip();
-        let mut peers = BTreeMap::new();
-        let mut inbound = Vec::new();
-        for peer in &config.peers {
-            let (commands, commanded) = mpsc::unbounded_channel();
-            let link = Mutex::new(Link::new(clock.monotonic()));
-            let slot = PeerSlot {
-                link,
-                handle: Mutex::new(None),
-                commands,
-                subscription: watch::Sender::new(0),
-                said: Mutex::default(),
-                forwards: Semaphore::new(config.forwards_max),
-            };
-            peers.insert(peer.region.clone(), slot);
-            inbound.push((peer.clone(), commanded));
+        let peers = Peers::default();
+        let mut commanded = Vec::new();
+        for (peer, joined) in peers_of(&config, &group.storage().metadata()) {
+            let (slot, commands) = PeerSlot::new(peer, joined, &config, clock.monotonic());
+            peers.insert(slot.clone());
+            commanded.push((slot, commands));
         }
         let has_threads = sync == SyncDriver::Threads;
         let shared = Arc::new(Shared::new(config, store, clock, group, queues, peers, has_threads));
@@ -153,11 +144,8 @@ impl Node {
         let stop = || shared.stop.subscribe();
         // Before the links: what transfers that go on hold back must not come first.
         let repair = Repair::new(shared.clone());
-        for (peer, commands) in inbound {
-            let rng = rng_of(seed, peer.region.as_str());
-            let link = Inbound { shared: shared.clone(), connector: connector.clone(), peer, commands, rng };
-            tasks.links.spawn(link.run(stop()));
-        }
+        let members = Members::new(shared.clone(), connector, seed, commanded);
+        tasks.links.spawn(members.run(stop()));
         tasks.links.spawn(cluster::run(shared.clone(), rng_of(seed, "metadata"), stop()));
         tasks.links.spawn(repair.run(stop()));
         tasks.links.spawn(maintenance::Upkeep::new(shared.clone()).run(stop()));
@@ -172,6 +160,16 @@ impl Node {
     /// Members and keyspaces, as this node knows them last.
     pub fn metadata(&self) -> Arc<Metadata> {
         self.shared.catalog.known().metadata.clone()
+    }
+
+    /// Whether this region is on its way out of the cluster, or out of it.
+    pub fn has_left(&self) -> bool {
+        self.shared.catalog.known().is_leaving(self.shared.me()) && !self.shared.standing.lock().is_joining()
+    }
+
+    /// The other regions, and how they are reached.
+    pub fn peers(&self) -> Vec<PeerConfig> {
+        self.shared.peers.all().values().map(|slot| slot.config.clone()).collect()
     }
 
     pub fn counters(&self) -> &Counters {
@@ -485,7 +483,7 @@ impl Tasks {
 }
 
 /// Chance of its own for each task, so that one drawing more changes nothing for the others.
-fn rng_of(seed: u64, name: &str) -> StdRng {
+pub(crate) fn rng_of(seed: u64, name: &str) -> StdRng {
     // Fixed keys: the same seed gives the same history in every process.
     StdRng::seed_from_u64(BuildHasherDefault::<DefaultHasher>::default().hash_one((seed, name)))
 }

@@ -219,6 +219,9 @@ pub enum PeerError {
     /// The asker's incarnation is not the one that goes on for its region: it has to stop.
     #[error("region {region} goes on as incarnation {admitted}; incarnation {refused} is replaced")]
     RegionReplaced { region: Region, admitted: Incarnation, refused: Incarnation },
+    /// The asker is no region of the cluster, as of this revision of its metadata: it has left, or was given up, or is not let in yet.
+    #[error("{region} is no region of the cluster (revision {revision} of its metadata)")]
+    NoMember { region: Region, revision: u64 },
     /// What came is not what was agreed.
     #[error("the peer sent what it should not: {reason}")]
     Corrupt { reason: String },

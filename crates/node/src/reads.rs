@@ -119,7 +119,8 @@ impl Node {
     /// How old what is read here may be, by the holder that was heard last of all; `None` until all were heard.
     fn staleness(&self, known: &Known, keyspace: KeyspaceId) -> Option<Duration> {
         let now = self.shared.now();
-        let holders = self.shared.peers.iter().filter(|(region, _)| known.is_for(region, keyspace));
+        let peers = self.shared.peers.all();
+        let holders = peers.iter().filter(|(region, _)| known.is_for(region, keyspace));
         let mut ages = holders.map(|(_, slot)| slot.link.lock().fresh_as_of.map(|at| now.saturating_sub(at)));
         ages.try_fold(Duration::ZERO, |oldest, age| Some(oldest.max(age?)))
     }

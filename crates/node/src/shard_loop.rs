@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use crate::NodeError;
 use crate::catalog::Known;
 use crate::durability::{Durable, until_durable};
-use crate::homes::{home_of, home_of_new};
+use crate::homes::{home_has_left, home_of, home_of_new};
 use crate::shard_queue::{Absorption, Answer, ChunkTaken, Job, Queued, WriteAsk, WriteOutcomes, Written};
 use crate::shared::Shared;
 
@@ -255,6 +255,10 @@ fn plan_write(
         shared.counters.refused.add(1);
         return Err(NodeError::DeadlineExpired);
     }
+    // What is written after this region was told to leave may reach nobody.
+    if known.is_leaving(shared.me()) {
+        return Err(NodeError::Leaving);
+    }
     let current = batch.newest(ask.keyspace, &ask.key).map_err(read_failed)?;
     let tree = batch.tree();
     let lineage = tree.shard(shared.shard_of(ask.keyspace, &ask.key));
@@ -262,7 +266,8 @@ fn plan_write(
     let home = home_of_write(shared, known, ask, &current, lineage)?;
     let known_here = known.keyspace(ask.keyspace).map_or(0, |keyspace| keyspace.epoch);
     let stamp = batch.stamp(shared.tick(), ask.epoch.max(Epoch(known_here)));
-    let writer = write::Writer { region: shared.me(), home: &home, keyspace: ask.keyspace, stamp, lineage };
+    let takes_over = home_has_left(&known.metadata.members, &current, lineage);
+    let writer = write::Writer { region: shared.me(), home: &home, takes_over, keyspace: ask.keyspace, stamp, lineage };
     let found = current.is_live();
     let planned = write::plan(&ask.key, &ask.mutation, &ask.precondition, ask.context.as_ref(), &current, writer);
     let (record, refused, dot) = match planned {

@@ -6,19 +6,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use isle_model::policy::MemberState;
 use isle_model::{Dot, Epoch, Heard, Hlc, HlcClock, Incarnation, KeyspaceId, Region, ShardId, Vector};
 use isle_store::{LogPosition, Store};
 use parking_lot::Mutex;
-use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::sync::{Notify, watch};
 
-use crate::catalog::{Catalog, Fingerprints};
+use crate::catalog::Catalog;
 use crate::clock::{Clock, ahead_of_most};
 use crate::cluster::Group;
 use crate::completing::Completing;
 use crate::counters::Counters;
 use crate::durability::Durability;
-use crate::peer::Peer;
-use crate::replication::link::{AgeMarks, Link};
+use crate::peers::{PeerSlot, Peers};
+use crate::replication::link::AgeMarks;
 use crate::shard_queue::ShardQueue;
 use crate::standing::Standing;
 use crate::{NodeConfig, NodeError};
@@ -42,7 +43,7 @@ pub(crate) struct Shared {
     /// Tells the sync task of a simulation that there is something to sync.
     pub(crate) appended: Notify,
     pub(crate) queues: Vec<ShardQueue>,
-    pub(crate) peers: BTreeMap<Region, PeerSlot>,
+    pub(crate) peers: Peers,
     pub(crate) standing: Mutex<Standing>,
     /// State transfers asked for, by sender; carried out one after another.
     pub(crate) wanted: Mutex<BTreeSet<(Region, StreamKey)>>,
@@ -66,20 +67,6 @@ pub(crate) struct Shared {
     pub(crate) stop: watch::Sender<bool>,
     /// Whether blocking work has threads to go to. A simulation has none.
     pub(crate) has_threads: bool,
-}
-
-/// What is known of one peer's two links.
-pub(crate) struct PeerSlot {
-    pub(crate) link: Mutex<Link>,
-    /// The connection to it, while there is one.
-    pub(crate) handle: Mutex<Option<Arc<dyn Peer>>>,
-    pub(crate) commands: mpsc::UnboundedSender<LinkCommand>,
-    /// Raised by each new subscription of the peer: an older one then ends.
-    pub(crate) subscription: watch::Sender<u64>,
-    /// Requests under way to the peer that are not replication's.
-    pub(crate) forwards: Semaphore,
-    /// What the peer means by each keyspace, as it said last.
-    pub(crate) said: Mutex<Arc<Fingerprints>>,
 }
 
 /// A delta that cannot be applied.
@@ -115,20 +102,28 @@ impl Shared {
         clock: Arc<dyn Clock>,
         group: Group,
         queues: Vec<ShardQueue>,
-        peers: BTreeMap<Region, PeerSlot>,
+        peers: Peers,
         has_threads: bool,
     ) -> Self {
         let now = clock.monotonic();
         let mut ages = AgeMarks::default();
         ages.note(store.durable(), now);
-        let mut standing = Standing::new(store.expired_holders());
         let catalog = Catalog::new(config.metadata());
         catalog.learn(group.storage().metadata());
-        for (region, incarnation) in admitted_by(&store, peers.keys()) {
+        let is_joining = match &catalog.known().metadata {
+            agreed if agreed.revision > 0 => {
+                agreed.members.get(&config.region).is_some_and(|member| member.state == MemberState::Joining)
+            }
+            _ => config.join,
+        };
+        let mut standing = Standing::new(store.expired_holders(), is_joining);
+        let counters = Counters::default();
+        peers.all().keys().for_each(|region| counters.note_peer(region));
+        for (region, incarnation) in admitted_by(&store, peers.all().keys()) {
             standing.admit(&region, incarnation);
         }
         Shared {
-            counters: Counters::new(peers.keys().cloned()),
+            counters,
             durability: Durability::new(store.durable()),
             standing: Mutex::new(standing),
             hlc: Mutex::new(HlcClock::new(store.hlc_high())),
@@ -239,7 +234,8 @@ impl Shared {
 
     /// Weighs what the peers that are heard say of their clocks.
     pub(crate) fn judge_clock(&self) {
-        let ahead = ahead_of_most(self.peers.values().filter_map(|slot| slot.link.lock().clock_ahead_ms).collect());
+        let ahead =
+            ahead_of_most(self.peers.all().values().filter_map(|slot| slot.link.lock().clock_ahead_ms).collect());
         let ahead = if ahead > self.config.clock_drift_ms_max { ahead } else { 0 };
         let before = self.clock_ahead_ms.swap(ahead, Ordering::Relaxed);
         if (before == 0) != (ahead == 0) {
@@ -253,8 +249,7 @@ impl Shared {
     }
 
     pub(crate) fn not_home(&self, home: Region, epoch: Epoch) -> NodeError {
-        let config = self.config.peers.iter().find(|peer| peer.region == home);
-        let endpoint = config.map(|peer| peer.client_endpoint.clone()).unwrap_or_default();
+        let endpoint = self.peers.get(&home).map(|slot| slot.config.client_endpoint.clone()).unwrap_or_default();
         NodeError::NotHome { home, endpoint, epoch }
     }
 
@@ -263,7 +258,11 @@ impl Shared {
         if let Some(reason) = self.fatal.borrow().as_ref() {
             return Err(NodeError::Stopped { reason: reason.to_string() });
         }
-        if self.standing.lock().is_behind() {
+        let standing = self.standing.lock();
+        if standing.is_joining() {
+            return Err(NodeError::Joining);
+        }
+        if standing.is_behind() {
             return Err(NodeError::Completing);
         }
         Ok(())
@@ -279,6 +278,31 @@ impl Shared {
         });
         self.durability.failed(reason);
         self.stop.send_replace(true);
+    }
+
+    /// Whether another's word that this region is no member, as of a revision, is news: one that joins may not be let in yet.
+    pub(crate) fn was_removed(&self, revision: u64) -> bool {
+        let known = self.catalog.known().metadata.revision.max(self.group.storage().joined());
+        revision > known && (known > 0 || !self.standing.lock().is_joining())
+    }
+
+    /// Waits for a region that has come to be a member.
+    pub(crate) fn note_peer(&self, slot: Arc<PeerSlot>) {
+        self.counters.note_peer(&slot.config.region);
+        self.peers.insert(slot);
+    }
+
+    /// Nothing waits for a region any more that has ceased to be a member, and nothing is taken of it.
+    pub(crate) fn forget_peer(&self, region: &Region) {
+        self.peers.remove(region);
+        self.standing.lock().welcome_back(region);
+        self.wanted.lock().retain(|(from, _)| from != region);
+        self.offers.lock().retain(|(to, _)| to != region);
+        // Its streams may stand still for ever: what is missing of them the survivors have, or nobody.
+        self.quarantine.lock().retain(|(origin, _), _| origin != region);
+        self.judge_clock();
+        self.confirmations.send_replace(());
+        self.repair.notify_one();
     }
 
     /// Runs work on the storage that may take long.

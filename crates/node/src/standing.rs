@@ -19,6 +19,8 @@ pub(crate) struct Standing {
     replaced: BTreeSet<Incarnation>,
     /// Holders away for longer than the horizon: they come back by complete state.
     expired: BTreeSet<Region>,
+    /// While this region joins the cluster: the members that know it as one, so that they wait for it.
+    joining: Option<BTreeSet<Region>>,
 }
 
 /// What to do with the incarnation that a peer announces.
@@ -35,8 +37,35 @@ pub(crate) enum Admittance {
 
 impl Standing {
     /// `expired`: holders that an earlier run gave up, and that have not been completed since.
-    pub(crate) fn new(expired: BTreeSet<Region>) -> Self {
-        Standing { owed: Owed::new(), admitted: BTreeMap::new(), replaced: BTreeSet::new(), expired }
+    pub(crate) fn new(expired: BTreeSet<Region>, is_joining: bool) -> Self {
+        Standing {
+            owed: Owed::new(),
+            admitted: BTreeMap::new(),
+            replaced: BTreeSet::new(),
+            expired,
+            joining: is_joining.then(BTreeSet::new),
+        }
+    }
+
+    pub(crate) fn is_joining(&self) -> bool {
+        self.joining.is_some()
+    }
+
+    /// Notes that a member knows this region as one. Says whether that is news to a region that joins: what the member has, it is to
+    /// have before it serves.
+    pub(crate) fn known_to(&mut self, member: &Region) -> bool {
+        self.joining.as_mut().is_some_and(|known_to| known_to.insert(member.clone()))
+    }
+
+    /// Of these members, those that may not wait for this region yet.
+    pub(crate) fn unknown_to<'a>(&self, members: impl IntoIterator<Item = &'a Region>) -> Vec<Region> {
+        let Some(known_to) = &self.joining else { return Vec::new() };
+        members.into_iter().filter(|member| !known_to.contains(*member)).cloned().collect()
+    }
+
+    /// The cluster has agreed that this region serves.
+    pub(crate) fn joined(&mut self) {
+        self.joining = None;
     }
 
     /// Notes what a peer remembers of this region that its disk does not hold.
@@ -56,7 +85,7 @@ impl Standing {
     }
 
     pub(crate) fn is_behind(&self) -> bool {
-        !self.owed.is_empty()
+        !self.owed.is_empty() || self.is_joining()
     }
 
     pub(crate) fn judge(
@@ -124,7 +153,7 @@ mod tests {
     #[test]
     fn a_descendant_is_admitted_and_its_ancestor_then_refused() {
         let (a, tree) = (Region::new("a"), tree());
-        let mut standing = Standing::new(BTreeSet::new());
+        let mut standing = Standing::new(BTreeSet::new(), false);
         assert_eq!(standing.judge(&a, Incarnation(2), &tree, false), Admittance::Admit);
         standing.admit(&a, Incarnation(2));
         assert_eq!(standing.judge(&a, Incarnation(3), &tree, false), Admittance::Admit);
@@ -136,7 +165,7 @@ mod tests {
     #[test]
     fn a_branch_is_admitted_only_once_it_is_complete() {
         let (a, tree) = (Region::new("a"), tree());
-        let mut standing = Standing::new(BTreeSet::new());
+        let mut standing = Standing::new(BTreeSet::new(), false);
         standing.admit(&a, Incarnation(3));
         assert_eq!(standing.judge(&a, Incarnation(4), &tree, false), Admittance::CompleteFirst);
         assert_eq!(standing.judge(&a, Incarnation(4), &tree, true), Admittance::Admit);
@@ -145,7 +174,7 @@ mod tests {
     #[test]
     fn a_region_is_behind_until_what_it_once_had_is_covered() {
         let a = Region::new("a");
-        let mut standing = Standing::new(BTreeSet::new());
+        let mut standing = Standing::new(BTreeSet::new(), false);
         standing.compare(Owed::new());
         assert!(!standing.is_behind());
         let vector = Vector::of(Dot::new(Incarnation(1), 1));
@@ -162,12 +191,25 @@ mod tests {
     #[test]
     fn of_two_branches_that_run_at_once_the_replaced_one_is_refused_though_it_is_complete() {
         let (a, tree) = (Region::new("a"), tree());
-        let mut standing = Standing::new(BTreeSet::new());
+        let mut standing = Standing::new(BTreeSet::new(), false);
         standing.admit(&a, Incarnation(3));
         assert_eq!(standing.judge(&a, Incarnation(4), &tree, true), Admittance::Admit);
         standing.admit(&a, Incarnation(4));
         assert_eq!(standing.judge(&a, Incarnation(4), &tree, true), Admittance::Admit);
         let replaced = Admittance::Replaced { admitted: Incarnation(4) };
         assert_eq!(standing.judge(&a, Incarnation(3), &tree, true), replaced);
+    }
+
+    #[test]
+    fn a_region_that_joins_is_behind_until_it_is_told_that_it_serves() {
+        let (a, b) = (Region::new("a"), Region::new("b"));
+        let mut standing = Standing::new(BTreeSet::new(), true);
+        assert!(standing.is_behind());
+        assert!(standing.known_to(&a) && !standing.known_to(&a), "once is enough");
+        assert_eq!(standing.unknown_to([&a, &b]), vec![b.clone()]);
+        assert!(standing.known_to(&b) && standing.unknown_to([&a, &b]).is_empty());
+        assert!(standing.is_behind(), "it has what it is to have, and the cluster has not agreed yet");
+        standing.joined();
+        assert!(!standing.is_behind() && !standing.known_to(&a));
     }
 }

@@ -5,17 +5,26 @@ use std::time::Duration;
 
 use isle_model::{Incarnation, KeyspaceId, Region};
 
+use crate::PeerConfig;
 use crate::cluster::{self, MetadataStatus};
 use crate::egress::{Gate, Verdict};
+use crate::members;
+use crate::peers::PeerSlot;
 use crate::replication::link::LinkState;
 use crate::replication::outbound::lag_of;
-use crate::shared::{PeerSlot, Shared};
+use crate::shared::Shared;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NodeState {
     Serving,
     /// Its disk was behind; the others complete it.
     Completing,
+    /// It joins the cluster, and takes its state.
+    Joining {
+        progress: String,
+    },
+    /// Reads go on; it goes once the others have what it took.
+    Leaving,
     /// Reads go on, writes are refused until a restart.
     WritesStopped {
         reason: String,
@@ -113,15 +122,7 @@ pub(crate) fn status(shared: &Shared) -> NodeStatus {
         conflicts_open: stats.conflicts_open,
         keyspaces,
         keyspaces_purging: purging(shared),
-        peers: shared
-            .config
-            .peers
-            .iter()
-            .filter_map(|peer| {
-                let slot = shared.peers.get(&peer.region)?;
-                Some(peer_status(shared, slot, &peer.region, &peer.endpoint))
-            })
-            .collect(),
+        peers: shared.peers.all().values().map(|slot| peer_status(shared, slot)).collect(),
         log_bytes: stats.log_bytes,
         overlay_bytes: stats.overlay_bytes,
         view_bytes: stats.view_bytes,
@@ -146,20 +147,31 @@ fn state(shared: &Shared) -> NodeState {
     if let Some(reason) = shared.durability.failure() {
         return NodeState::WritesStopped { reason: reason.to_string() };
     }
-    if shared.standing.lock().is_behind() {
-        return NodeState::Completing;
+    let known = shared.catalog.known();
+    {
+        let standing = shared.standing.lock();
+        if standing.is_joining() {
+            return NodeState::Joining { progress: members::progress(shared, &known, &standing) };
+        }
+        if standing.is_behind() {
+            return NodeState::Completing;
+        }
+    }
+    if known.is_leaving(shared.me()) {
+        return NodeState::Leaving;
     }
     shared.clock_ahead().map_or(NodeState::Serving, |by_ms| NodeState::ClockAhead { by_ms })
 }
 
-fn peer_status(shared: &Shared, slot: &PeerSlot, region: &Region, endpoint: &str) -> PeerStatus {
+fn peer_status(shared: &Shared, slot: &PeerSlot) -> PeerStatus {
+    let PeerConfig { region, endpoint, .. } = &slot.config;
     let now = shared.now();
     let (lag_bytes, lag) = lag_of(shared, region, slot);
     let quarantined = shared.quarantined(region);
     let link = slot.link.lock();
     PeerStatus {
         region: region.clone(),
-        endpoint: endpoint.to_owned(),
+        endpoint: endpoint.clone(),
         state: link.state(lag),
         lag,
         lag_bytes,

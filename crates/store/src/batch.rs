@@ -265,7 +265,14 @@ mod tests {
     fn write_of(batch: &mut Batch<'_>, key: &Bytes, shard: ShardId) -> (Write, Stamp) {
         let (tree, region) = (batch.tree(), Region::new("a"));
         let stamp = batch.stamp(Hlc(1_000), Epoch::default());
-        let writer = Writer { region: &region, home: &region, keyspace: KEYSPACE, stamp, lineage: tree.shard(shard) };
+        let writer = Writer {
+            region: &region,
+            home: &region,
+            takes_over: false,
+            keyspace: KEYSPACE,
+            stamp,
+            lineage: tree.shard(shard),
+        };
         let put = Mutation::Put { value: Value::string("new") };
         let current = batch.newest(KEYSPACE, key).unwrap();
         (plan(key, &put, &Precondition::None, None, &current, writer).unwrap().unwrap(), stamp)

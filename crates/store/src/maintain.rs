@@ -691,7 +691,14 @@ mod tests {
         let (shard, region, key) = (ShardId(0), Region::new("a"), Bytes::from(key));
         let mut batch = writer.begin();
         let (tree, stamp) = (batch.tree(), batch.stamp(Hlc(1_000), Epoch::default()));
-        let by = Writer { region: &region, home: &region, keyspace: KEYSPACE, stamp, lineage: tree.shard(shard) };
+        let by = Writer {
+            region: &region,
+            home: &region,
+            takes_over: false,
+            keyspace: KEYSPACE,
+            stamp,
+            lineage: tree.shard(shard),
+        };
         let (put, current) = (Mutation::Put { value: Value::string(value) }, batch.newest(KEYSPACE, &key).unwrap());
         let write = plan(&key, &put, &Precondition::None, None, &current, by).unwrap().unwrap();
         batch.write(KEYSPACE, write, stamp).unwrap();

@@ -50,7 +50,14 @@ impl Node {
         let current = batch.newest(KS, &key).unwrap();
         let tree = batch.tree();
         let stamp = batch.stamp(stamp, Epoch(0));
-        let writer = Writer { region: &region, home: &region, keyspace: KS, stamp, lineage: tree.shard(SHARD) };
+        let writer = Writer {
+            region: &region,
+            home: &region,
+            takes_over: false,
+            keyspace: KS,
+            stamp,
+            lineage: tree.shard(SHARD),
+        };
         let put = Mutation::Put { value: Value::string(value) };
         let write = plan(&key, &put, &Precondition::None, None, &current, writer).unwrap().unwrap();
         batch.write(KS, write, stamp).unwrap();

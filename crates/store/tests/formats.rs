@@ -59,7 +59,14 @@ impl Node {
         let current = batch.newest(KS, &key).unwrap();
         let tree = batch.tree();
         let stamp = batch.stamp(Hlc::from_ms(self.clock), Epoch(0));
-        let writer = Writer { region: &region, home: &region, keyspace: KS, stamp, lineage: tree.shard(shard) };
+        let writer = Writer {
+            region: &region,
+            home: &region,
+            takes_over: false,
+            keyspace: KS,
+            stamp,
+            lineage: tree.shard(shard),
+        };
         if let Some(write) = plan(&key, &mutation, &Precondition::None, None, &current, writer).unwrap() {
             batch.write(KS, write, stamp).unwrap();
         }

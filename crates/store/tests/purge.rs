@@ -85,7 +85,8 @@ impl Node {
         let current = batch.newest(keyspace, &key)?;
         let tree = batch.tree();
         let stamp = batch.stamp(Hlc::from_ms(self.clock), Epoch(0));
-        let writer = Writer { region: &region, home: &region, keyspace, stamp, lineage: tree.shard(shard) };
+        let writer =
+            Writer { region: &region, home: &region, takes_over: false, keyspace, stamp, lineage: tree.shard(shard) };
         if let Some(write) = plan(&key, &mutation, &Precondition::None, None, &current, writer).unwrap() {
             batch.write(keyspace, write, stamp)?;
         }

@@ -428,7 +428,14 @@ impl World {
             let digests = (current.digest(KS, &key), state.record(&key).digest(KS, &key));
             assert_eq!(digests.0, digests.1, "seed {}: the newest of {key:?}", self.seed);
             let stamp = batch.stamp(Hlc::from_ms(self.clock), Epoch(0));
-            let writer = Writer { region: &region, home: &region, keyspace: KS, stamp, lineage: tree.shard(shard) };
+            let writer = Writer {
+                region: &region,
+                home: &region,
+                takes_over: false,
+                keyspace: KS,
+                stamp,
+                lineage: tree.shard(shard),
+            };
             let mutation = mutation(&mut self.rng);
             // An increment of what is a value is refused; that is none of the store's.
             let Ok(Some(write)) = plan(&key, &mutation, &Precondition::None, None, &current, writer) else { continue };
@@ -456,7 +463,14 @@ impl World {
         } else {
             let current = batch.newest(KS, &key).unwrap();
             let stamp = batch.stamp(Hlc::from_ms(self.clock), Epoch(0));
-            let writer = Writer { region: &region, home: &region, keyspace: KS, stamp, lineage: tree.shard(shard) };
+            let writer = Writer {
+                region: &region,
+                home: &region,
+                takes_over: false,
+                keyspace: KS,
+                stamp,
+                lineage: tree.shard(shard),
+            };
             let mutation = mutation(&mut self.rng);
             if let Ok(Some(write)) = plan(&key, &mutation, &Precondition::None, None, &current, writer) {
                 batch.write(KS, write, stamp).unwrap();

@@ -64,7 +64,14 @@ impl Node {
         let current = batch.newest(KS, &key).unwrap();
         let tree = batch.tree();
         let stamp = batch.stamp(Hlc::from_ms(self.clock), Epoch(0));
-        let writer = Writer { region: &region, home: &region, keyspace: KS, stamp, lineage: tree.shard(shard) };
+        let writer = Writer {
+            region: &region,
+            home: &region,
+            takes_over: false,
+            keyspace: KS,
+            stamp,
+            lineage: tree.shard(shard),
+        };
         if let Some(write) = plan(&key, &mutation, &Precondition::None, None, &current, writer).unwrap() {
             batch.write(KS, write, stamp).unwrap();
         }
@@ -290,7 +297,14 @@ fn a_full_disk_refuses_writes_and_takes_them_again_when_there_is_space() {
         let mut batch = node.writers[shard.0 as usize].begin();
         let tree = batch.tree();
         let stamp = batch.stamp(Hlc::from_ms(1), Epoch(0));
-        let writer = Writer { region: &region, home: &region, keyspace: KS, stamp, lineage: tree.shard(shard) };
+        let writer = Writer {
+            region: &region,
+            home: &region,
+            takes_over: false,
+            keyspace: KS,
+            stamp,
+            lineage: tree.shard(shard),
+        };
         let mutation = Mutation::Put { value: Value::string(&"x".repeat(1000)) };
         let current = batch.newest(KS, key.as_bytes()).unwrap();
         let write = plan(&key.into(), &mutation, &Precondition::None, None, &current, writer).unwrap().unwrap();
@@ -617,7 +631,14 @@ fn a_view_that_fails_is_named_refuses_what_it_cannot_hold_and_is_rebuilt_at_the_
         let key = Bytes::from(key.into_iter().find(|key| ShardId::of(KS, key.as_bytes(), 4) == ShardId(0)).unwrap());
         let stamp = batch.stamp(hlc, Epoch(0));
         let region = Region::new("a");
-        let writer = Writer { region: &region, home: &region, keyspace: KS, stamp, lineage: tree.shard(ShardId(0)) };
+        let writer = Writer {
+            region: &region,
+            home: &region,
+            takes_over: false,
+            keyspace: KS,
+            stamp,
+            lineage: tree.shard(ShardId(0)),
+        };
         let mutation = Mutation::Put { value: Value::string(&"x".repeat(10_000)) };
         let write = plan(&key, &mutation, &Precondition::None, None, &Default::default(), writer).unwrap().unwrap();
         batch.write(KS, write, stamp).unwrap();

@@ -13,6 +13,11 @@ use super::{Mix, SITES};
 /// How much is left on a disk that fills up.
 const ROOM_BYTES_MAX: u64 = 64 << 10;
 
+fn has_left(state: &NodeState) -> bool {
+    let NodeState::Stopped { reason } = state else { return false };
+    reason.contains("has left the cluster") || reason.contains("no region of the cluster")
+}
+
 /// A node whose disk failed: its writes are to stay stopped though the disk is well again.
 pub struct Failed {
     until: Duration,
@@ -25,7 +30,7 @@ impl Run {
         let weight = match self.mix {
             Mix::Calm => self.rng.random_range(0..30),
             Mix::Partitions => self.rng.random_range(0..80),
-            Mix::Crashes | Mix::Lying | Mix::Homed => self.rng.random_range(0..100),
+            Mix::Crashes | Mix::Lying | Mix::Homed | Mix::Members => self.rng.random_range(0..100),
             // These have faults of their own.
             Mix::Disks | Mix::Away | Mix::Restored | Mix::Cloned => self.rng.random_range(0..130),
         };
@@ -249,6 +254,13 @@ impl Run {
                 if self.failed.contains_key(&site) {
                     return Err(format!("region {site} writes again after its disk failed, without a restart"));
                 }
+                continue;
+            }
+            if self.mix == Mix::Members && site == self.victim && has_left(&state) {
+                self.history.event(now, &format!("{site} has left; it is to join again with an empty disk: {state:?}"));
+                self.collect(site);
+                self.end(site, Crash::Process, Duration::ZERO);
+                self.world.begin_anew(site);
                 continue;
             }
             if self.mix == Mix::Disks {

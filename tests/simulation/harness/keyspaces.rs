@@ -1,20 +1,22 @@
-//! Clients that make, change and delete keyspaces while faults run, and what must hold of it in the end: all regions know the
+//! Clients that make, change and delete keyspaces while faults run, and have a region leave and join again, and what must hold of it in the end: all regions know the
 //! same, nothing that was acknowledged is lost, and no id was given twice.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use isle_model::KeyspaceId;
 use isle_model::metadata::{Command, Keyspace, Metadata};
-use isle_model::policy::{Policy, Scope};
+use isle_model::policy::{Member, MemberState, Policy, Scope};
+use isle_model::{KeyspaceId, Region};
 use isle_node::{ChangeError, Clock, Node, RequestContext};
 use parking_lot::Mutex;
 use rand::Rng;
 use rand::rngs::StdRng;
 use tokio::time::Instant;
 
+use super::SITES;
 use super::history::History;
+use super::links::PEER_PORT;
 use super::world::SimClock;
 
 const PAUSE_MS_MAX: u64 = 1200;
@@ -29,6 +31,7 @@ struct Inner {
     made: Vec<Keyspace>,
     changed: Vec<Keyspace>,
     deleted: BTreeSet<KeyspaceId>,
+    members: u64,
     /// How often it was asked for, and not refused. Whoever asked may have crashed.
     maybe_deleted: BTreeMap<KeyspaceId, u32>,
 }
@@ -36,6 +39,8 @@ struct Inner {
 pub struct Governor {
     pub node: Arc<Node>,
     pub site: usize,
+    /// Who leaves the cluster and joins it again.
+    pub leaver: Option<usize>,
     pub rng: StdRng,
     pub clock: Arc<SimClock>,
     pub history: Arc<History>,
@@ -46,10 +51,15 @@ impl Governor {
     pub async fn run(mut self) {
         loop {
             tokio::time::sleep(Duration::from_millis(self.rng.random_range(1..PAUSE_MS_MAX))).await;
-            if self.history.is_closed() {
-                return;
-            }
-            let command = self.command();
+            let asked = match (self.history.is_closed(), self.leaver) {
+                (false, None) => Some(self.command()),
+                (false, Some(_)) if self.rng.random_bool(0.5) => Some(self.command()),
+                (false, Some(leaver)) => self.membership(leaver),
+                (true, None) => return,
+                // In the end all are there again, also after a leave of which nobody knew whether it would come about.
+                (true, Some(leaver)) => self.membership(leaver).filter(|next| matches!(next, Command::Join { .. })),
+            };
+            let Some(command) = asked else { continue };
             let patience = Duration::from_millis(self.rng.random_range(200..4000));
             let ctx = RequestContext { deadline: Some(Instant::now() + patience), ..RequestContext::default() };
             self.answered.asked(&command);
@@ -57,6 +67,26 @@ impl Governor {
             let told = format!("{} has {command:?} decided: {outcome:?}", self.site);
             self.history.event(self.clock.monotonic(), &told);
             self.answered.note(&command, &outcome);
+        }
+    }
+
+    fn state_of(&self, leaver: usize) -> Option<MemberState> {
+        self.node.metadata().members.get(&Region::new(SITES[leaver])).map(|member| member.state)
+    }
+
+    /// What is next for the region that leaves and joins.
+    fn membership(&self, leaver: usize) -> Option<Command> {
+        let region = Region::new(SITES[leaver]);
+        if self.node.metadata().revision == 0 {
+            return None;
+        }
+        match self.state_of(leaver) {
+            None => {
+                let endpoint = format!("http://{}:{PEER_PORT}", SITES[leaver]);
+                Some(Command::Join { region, member: Member { endpoint, ..Member::default() } })
+            }
+            Some(MemberState::Serving) => Some(Command::Leave { region }),
+            Some(_) => None,
         }
     }
 
@@ -96,6 +126,7 @@ impl Answered {
             (Command::Create { .. }, Ok(Some(made))) => inner.made.push(made.clone()),
             (Command::Update { .. }, Ok(Some(changed))) => inner.changed.push(changed.clone()),
             (Command::Delete { id, .. }, Ok(_)) => _ = inner.deleted.insert(*id),
+            (Command::Join { .. } | Command::Leave { .. }, Ok(_)) => inner.members += 1,
             _ => {}
         }
     }
@@ -104,6 +135,11 @@ impl Answered {
     pub fn count(&self) -> u64 {
         let inner = self.0.lock();
         (inner.made.len() + inner.changed.len() + inner.deleted.len()) as u64
+    }
+
+    /// How often a region was let in or told to leave.
+    pub fn members(&self) -> u64 {
+        self.0.lock().members
     }
 
     /// What is wrong in the end, given what every region knows.

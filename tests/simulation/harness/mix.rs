@@ -21,10 +21,12 @@ pub enum Mix {
     Cloned,
     /// As `Crashes`, and the keys of one keyspace have homes: their writes are forwarded, and some reads are the home's.
     Homed,
+    /// As `Crashes`, and one region leaves the cluster and joins it again with an empty disk, over and over.
+    Members,
 }
 
 impl Mix {
-    pub const ALL: [Mix; 9] = [
+    pub const ALL: [Mix; 10] = [
         Mix::Calm,
         Mix::Partitions,
         Mix::Crashes,
@@ -34,6 +36,7 @@ impl Mix {
         Mix::Restored,
         Mix::Cloned,
         Mix::Homed,
+        Mix::Members,
     ];
 
     /// Whether what was acknowledged is on the disk.

@@ -40,6 +40,8 @@ pub struct Ran {
     pub judged: u64,
     /// Changes of keyspaces that were acknowledged.
     pub keyspaces_changed: u64,
+    /// How often a region was let in or told to leave.
+    pub members_changed: u64,
 }
 
 /// Runs one seed; an error says which law was broken.
@@ -98,6 +100,7 @@ impl Run {
             tamper_rate: if mix != Mix::Calm && rng.random_bool(0.6) { rng.random_range(0.01..0.3) } else { 0.0 },
             spoils: rng.random_bool(0.3),
             homed: mix == Mix::Homed,
+            leaver: (mix == Mix::Members).then_some(seed as usize / 8 % SITES.len()),
             sync_delay_max: Duration::from_millis(match rng.random_range(0..10) {
                 0..8 => 2,
                 _ if mix == Mix::Disks => 600,
@@ -134,7 +137,7 @@ impl Run {
         for site in 0..SITES.len() {
             self.start(site)?;
         }
-        let longer = if self.mix == Mix::Away { 6 } else { 0 };
+        let longer = if matches!(self.mix, Mix::Away | Mix::Members) { 6 } else { 0 };
         let span = Duration::from_secs(self.rng.random_range(3..9) + longer);
         while self.world.now() < span {
             let pause = Duration::from_micros(self.rng.random_range(1_000..800_000));
@@ -162,6 +165,7 @@ impl Run {
             quarantined: self.quarantined,
             judged,
             keyspaces_changed: self.world.answered.count(),
+            members_changed: self.world.answered.members(),
         })
     }
 

@@ -17,7 +17,7 @@ pub fn setting(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")))
 }
 
-/// `ISLE_SIM_SEED=n` is one seed, in every mix (or, by `ISLE_SIM_MIX=0..8`, in one); `ISLE_SIM_SEEDS=n` so many cases in all.
+/// `ISLE_SIM_SEED=n` is one seed, in every mix (or, by `ISLE_SIM_MIX=0..9`, in one); `ISLE_SIM_SEEDS=n` so many cases in all.
 pub fn cases(by_default: u64) -> Vec<Case> {
     let mixes = match setting("ISLE_SIM_MIX") {
         Some(one) => vec![Mix::ALL[one as usize]],
@@ -26,7 +26,12 @@ pub fn cases(by_default: u64) -> Vec<Case> {
     if let Some(seed) = setting("ISLE_SIM_SEED") {
         return mixes.into_iter().map(|mix| (seed, mix)).collect();
     }
-    let count = setting("ISLE_SIM_SEEDS").unwrap_or(by_default);
+    let Some(count) = setting("ISLE_SIM_SEEDS") else {
+        // The last mix came later: it does not shift the others' seeds.
+        let (older, last) = mixes.split_at(mixes.len() - 1);
+        let older = (0..by_default).filter(|_| !older.is_empty()).map(|n| (n, older[n as usize % older.len()]));
+        return older.chain(last.iter().flat_map(|mix| (0..by_default / 8).map(|seed| (seed, *mix)))).collect();
+    };
     (0..count).map(|n| (n, mixes[n as usize % mixes.len()])).collect()
 }
 

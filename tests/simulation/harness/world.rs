@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use isle::config::{self, Config};
@@ -68,6 +68,8 @@ pub struct Tuning {
     pub spoils: bool,
     /// Whether writes of the other keyspace are forwarded to its keys' homes.
     pub homed: bool,
+    /// Who leaves the cluster and joins it again.
+    pub leaver: Option<usize>,
     pub tombstone_horizon: Duration,
     /// Below so much free space writes are refused.
     pub free_bytes_min: u64,
@@ -97,6 +99,8 @@ struct Site {
     history: Arc<History>,
     answered: Arc<Answered>,
     boot: Mutex<Boot>,
+    /// Whether it joins a cluster that is there, rather than founds one.
+    joins: AtomicBool,
     node: Mutex<Option<Arc<Node>>>,
     error: Mutex<Option<String>>,
 }
@@ -145,6 +149,7 @@ impl World {
                 history: history.clone(),
                 answered: answered.clone(),
                 boot: Mutex::new(boot),
+                joins: AtomicBool::new(false),
                 node: Mutex::default(),
                 error: Mutex::default(),
             })
@@ -321,6 +326,12 @@ impl World {
         self.sites[site].boot.lock().disk = MemoryDisk::new();
     }
 
+    /// The site has left the cluster: its next start joins it with an empty disk.
+    pub fn begin_anew(&mut self, site: usize) {
+        self.replace_disk(site);
+        self.sites[site].joins.store(true, Ordering::Relaxed);
+    }
+
     /// Nothing arrives from one site at the other any more, and what is under way is lost.
     pub fn cut(&mut self, from: usize, to: usize) {
         self.broken.cut.insert((from, to));
@@ -387,7 +398,7 @@ impl Site {
         if boot.starts == 0 {
             return std::future::pending().await;
         }
-        let region = match server::open(&config(self.index, &self.tuning), self.seams(&boot), &mut |_| {}) {
+        let region = match server::open(&self.config(), self.seams(&boot), &mut |_| {}) {
             Ok((region, report)) => {
                 let what =
                     format!("{} starts: {} entries, cuts {:?}", self.index, report.entries_replayed, report.cuts);
@@ -424,6 +435,7 @@ impl Site {
         Governor {
             node: node.clone(),
             site: self.index,
+            leaver: self.tuning.leaver,
             rng: rng_of(self.seed, &format!("governor {} {starts}", self.index)),
             clock: self.clock.clone(),
             history: self.history.clone(),
@@ -443,14 +455,19 @@ impl Site {
             history: self.history.clone(),
             answered: self.answered.clone(),
             boot: Mutex::new(boot),
+            joins: AtomicBool::new(false),
             node: Mutex::default(),
             error: Mutex::default(),
         }
     }
 
+    fn config(&self) -> Config {
+        Config { join: self.joins.load(Ordering::Relaxed), ..config(self.index, &self.tuning) }
+    }
+
     fn seams(&self, boot: &Boot) -> Seams {
         let identity = BootIdentity { boot_id: format!("boot {}", boot.starts), mount_id: String::new() };
-        let config = config(self.index, &self.tuning);
+        let config = self.config();
         let tampering = Tampering {
             inner: Arc::new(TonicConnector::new(Arc::new(Dialler), server::identity(&config))),
             rate: self.tuning.tamper_rate,

@@ -4,7 +4,9 @@ use super::*;
 
 fn members() -> Members {
     [("ap", "jp"), ("eu-1", "eu"), ("eu-2", "eu"), ("us", "us")]
-        .map(|(region, jurisdiction)| (Region::new(region), Member { jurisdiction: jurisdiction.to_owned() }))
+        .map(|(region, jurisdiction)| {
+            (Region::new(region), Member { jurisdiction: jurisdiction.to_owned(), ..Member::default() })
+        })
         .into()
 }
 

@@ -530,7 +530,8 @@ impl World {
             token.as_ref().map(|t| Context::decode(&self.secret, KEYSPACE, KEYS[key].as_bytes(), &t.bytes).unwrap());
         let there = token.map(|t| t.exact);
         let here = node.records.get(&key).cloned().unwrap_or_default();
-        let writer = Writer { region: &node.region, home: &node.region, keyspace: KEYSPACE, stamp, lineage };
+        let writer =
+            Writer { region: &node.region, home: &node.region, takes_over: false, keyspace: KEYSPACE, stamp, lineage };
         let planned = plan(&key_bytes(key), mutation, precondition, context.as_ref(), &here.record, writer);
         let expected = self.expected_refusal(mutation, precondition, &here.exact, there.as_ref());
         let write = match (planned, expected) {

@@ -22,6 +22,9 @@ const VERSION: u32 = 1;
 pub(crate) struct Document {
     /// The regions that founded the cluster, as this one's configuration said then. Voters of other founders do not count.
     pub(crate) founders: BTreeSet<Region>,
+    /// The command that let this region in; 0 of a founder.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(crate) joined: u64,
     pub(crate) vote: Option<Vote<u64>>,
     /// Up to where the state machine has come.
     pub(crate) applied: Option<LogId<u64>>,
@@ -36,6 +39,10 @@ pub(crate) struct Document {
 pub(crate) struct StoredSnapshot {
     pub(crate) meta: SnapshotMeta<u64, Voter>,
     pub(crate) metadata: Metadata,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// What the log makes of the metadata.

@@ -3,11 +3,13 @@
 //! openraft stops for good at a storage error. The node goes on, with what it knows, and takes its seat again after a while: what
 //! could not be written then has not been promised to anybody.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use isle_model::metadata::{Command, Keyspace};
+use isle_model::metadata::{Command, Keyspace, Metadata};
+use isle_model::policy::MemberState;
 use isle_model::{Region, planted};
 use openraft::error::{CheckIsLeaderError, ClientWriteError, RaftError};
 use openraft::{LogId, Raft, RaftMetrics, SnapshotPolicy, Vote};
@@ -21,16 +23,20 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::network::{self, Network};
 use super::runtime::Owner;
+use super::seats::Seats;
 use super::storage::{Machine, Storage};
-use super::wire::{self, Answer, Ask, Decided, Envelope, SNAPSHOT_CHUNK_BYTES};
+use super::wire::{self, Answer, Ask, Decided, Envelope, Founded, SNAPSHOT_CHUNK_BYTES};
 use super::{Types, Voter, voter_id};
 use crate::change::ChangeError;
 use crate::peer::{MetadataReply, MetadataRequest, PeerError};
+use crate::replication::handshake::check_member;
 use crate::shared::Shared;
 use crate::{NodeConfig, RequestContext};
 
 /// How often a voter that has no log yet looks whether most others are connected.
 const FOUNDING_POLL: Duration = Duration::from_millis(20);
+/// How often a region that joins and has heard nothing looks whether it was let in again.
+const RESEAT_POLL: Duration = Duration::from_secs(2);
 /// How long openraft is given to end by itself.
 const SHUTDOWN_MAX: Duration = Duration::from_secs(2);
 /// Entries in one ask.
@@ -59,7 +65,8 @@ type Confirmed = (Vote<u64>, LogId<u64>);
 
 pub(crate) struct Group {
     storage: Storage,
-    founders: u64,
+    /// Of the founders' names.
+    founders: AtomicU64,
     /// While openraft runs.
     raft: watch::Sender<Option<Raft<Types>>>,
     /// When a leader was heard last.
@@ -72,9 +79,7 @@ pub(crate) struct Group {
 
 impl Group {
     pub(crate) fn new(storage: Storage) -> Group {
-        let founders = storage.founders();
-        let names: Vec<&str> = founders.iter().map(Region::as_str).collect();
-        let founders = xxh3_64(names.join("\n").as_bytes());
+        let founders = AtomicU64::new(hash_of(&storage.founders()));
         Group {
             storage,
             founders,
@@ -90,7 +95,15 @@ impl Group {
     }
 
     pub(crate) fn founders(&self) -> u64 {
-        self.founders
+        self.founders.load(Ordering::Acquire)
+    }
+
+    /// Takes its seat in a cluster that others have founded. Only where nothing is known yet.
+    fn adopt(&self, founders: BTreeSet<Region>, joined: u64) -> std::io::Result<()> {
+        let hash = hash_of(&founders);
+        self.storage.adopt(founders, joined)?;
+        self.founders.store(hash, Ordering::Release);
+        Ok(())
     }
 
     /// Notes what a voter has confirmed.
@@ -115,6 +128,11 @@ impl Group {
     fn raft(&self) -> Option<Raft<Types>> {
         self.raft.borrow().clone()
     }
+}
+
+fn hash_of(founders: &BTreeSet<Region>) -> u64 {
+    let names: Vec<&str> = founders.iter().map(Region::as_str).collect();
+    xxh3_64(names.join("\n").as_bytes())
 }
 
 /// Runs until the node stops.
@@ -166,9 +184,20 @@ enum End {
 
 /// One run of openraft.
 async fn seat(shared: &Arc<Shared>, stop: &mut watch::Receiver<bool>) -> End {
+    let mut founds = false;
+    if shared.group.storage.is_empty() {
+        founds = tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => return End::Stopping,
+            taken = take_seat(shared) => match taken {
+                Ok(seat) => seat == Seat::Founder,
+                Err(error) => return End::Broken(error.to_string()),
+            },
+        };
+    }
     let (storage, catalog) = (shared.group.storage.clone(), shared.catalog.clone());
     let machine = Machine { storage: storage.clone(), catalog };
-    let started = Raft::new(voter_id(shared.me()), config(&shared.config), Network(shared.clone()), storage, machine);
+    let started = Raft::new(storage.voter(), config(&shared.config), Network(shared.clone()), storage, machine);
     let raft = match started.await {
         Ok(raft) => raft,
         Err(error) => return End::Broken(error.to_string()),
@@ -179,7 +208,8 @@ async fn seat(shared: &Arc<Shared>, stop: &mut watch::Receiver<bool>) -> End {
         biased;
         _ = stop.wait_for(|stop| *stop) => End::Stopping,
         Ok(why) = reverted.wait_for(Option::is_some) => End::Reverted(why.clone().unwrap_or_default()),
-        why = tend(shared, &raft) => End::Broken(why),
+        why = tend(shared, &raft, founds) => End::Broken(why),
+        why = reseated(shared) => End::Reverted(why),
     };
     // What it is waiting for may never come: what is left of it ends with its owner.
     let _ = timeout(SHUTDOWN_MAX, raft.shutdown()).await;
@@ -203,18 +233,24 @@ fn config(config: &NodeConfig) -> Arc<openraft::Config> {
 }
 
 /// Founds what has to be founded, and waits for openraft's end. Says why it ended.
-async fn tend(shared: &Arc<Shared>, raft: &Raft<Types>) -> String {
-    if let Err(why) = begin(shared, raft).await {
-        return why;
+async fn tend(shared: &Arc<Shared>, raft: &Raft<Types>, founds: bool) -> String {
+    // Another's first vote may come before, and then this region has nothing to begin.
+    while founds && shared.group.storage.is_empty() {
+        if let Err(RaftError::Fatal(fatal)) = raft.initialize(voters(&shared.config)).await {
+            return fatal.to_string();
+        }
     }
     // There is nobody to wait for.
-    if shared.peers.is_empty()
+    if shared.peers.all().is_empty()
         && let Err(fatal) = raft.trigger().elect().await
     {
         return fatal.to_string();
     }
     let mut metrics = raft.metrics();
+    let mut catalog = shared.catalog.subscribe();
+    let mut seats = Seats::default();
     loop {
+        catalog.mark_unchanged();
         let (running, leads) = {
             let now = metrics.borrow_and_update();
             (now.running_state.clone(), leads(&now))
@@ -222,15 +258,23 @@ async fn tend(shared: &Arc<Shared>, raft: &Raft<Types>) -> String {
         if let Err(fatal) = running {
             return fatal.to_string();
         }
-        if leads && shared.catalog.known().metadata.revision == 0 {
+        let known = shared.catalog.known();
+        let patience =
+            if leads && known.metadata.revision > 0 { seats.settle(&known.metadata, raft).await } else { None };
+        if leads && known.metadata.revision == 0 {
             let found = shared.config.found();
             // Whoever leads next tries again; and what is founded already refuses it.
             if let Err(error) = raft.client_write(found).await {
                 tracing::debug!(%error, "the cluster is not founded yet");
             }
         }
-        if metrics.changed().await.is_err() {
-            return "openraft has ended".to_owned();
+        tokio::select! {
+            biased;
+            changed = metrics.changed() => if changed.is_err() {
+                return "openraft has ended".to_owned();
+            },
+            _ = catalog.changed() => {}
+            () = tokio::time::sleep(patience.unwrap_or_default()), if patience.is_some() => {}
         }
     }
 }
@@ -239,42 +283,117 @@ fn leads(metrics: &RaftMetrics<u64, Voter>) -> bool {
     metrics.current_leader == Some(metrics.id)
 }
 
-/// Makes the configured regions the voters, where nothing is known yet, neither here nor by any other region.
-async fn begin(shared: &Arc<Shared>, raft: &Raft<Types>) -> Result<(), String> {
-    let voters = voters(&shared.config);
-    while shared.group.storage.is_empty() {
-        let connected = shared.peers.values().filter(|slot| slot.handle.lock().is_some()).count();
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Seat {
+    /// Nobody knows of a cluster: the configured regions are to be its voters.
+    Founder,
+    /// The leader makes this region a voter, or has done so before its disk was lost.
+    Adopted,
+}
+
+/// Finds out who this region is in the cluster, where its disk knows nothing.
+async fn take_seat(shared: &Arc<Shared>) -> std::io::Result<Seat> {
+    loop {
+        let peers = shared.peers.all();
+        let connected = peers.values().filter(|slot| slot.handle.lock().is_some()).count();
         // Before most are connected nobody can be elected.
-        if 2 * (connected + 1) > voters.len() && !is_founded_elsewhere(shared).await {
-            if let Err(RaftError::Fatal(fatal)) = raft.initialize(voters.clone()).await {
-                return Err(fatal.to_string());
+        if 2 * (connected + 1) > peers.len() + 1 {
+            match founded_elsewhere(shared).await {
+                Elsewhere::Founded(founded) => {
+                    adopt(shared, founded)?;
+                    return Ok(Seat::Adopted);
+                }
+                Elsewhere::Nobody if !shared.config.join => return Ok(Seat::Founder),
+                Elsewhere::Nobody | Elsewhere::Unclear => {}
             }
-            continue;
         }
         tokio::time::sleep(FOUNDING_POLL).await;
     }
-    Ok(())
 }
 
 fn voters(config: &NodeConfig) -> BTreeMap<u64, Voter> {
-    config.regions().map(|region| (voter_id(region), Voter { region: region.clone() })).collect()
+    config.regions().map(|region| (voter_id(region, 0), Voter { region: region.clone() })).collect()
 }
 
-/// Then this region waits for what the leader has: its disk is new, and the cluster is not.
-async fn is_founded_elsewhere(shared: &Shared) -> bool {
-    let asks = shared
-        .peers
-        .keys()
-        .map(|region| timeout(shared.config.metadata_election, network::ask(shared, region, Ask::Founded)));
+/// Ends when a region that joins or leaves was let in by a later command than the one it has heard of: it was gone in between. While it has
+/// heard nothing as what it took itself for, it goes on as the other; else it stops.
+async fn reseated(shared: &Arc<Shared>) -> String {
+    loop {
+        tokio::time::sleep(RESEAT_POLL).await;
+        let is_leaving = shared.catalog.known().is_leaving(shared.me());
+        if !is_leaving && !shared.standing.lock().is_joining() {
+            continue;
+        }
+        if let Elsewhere::Founded(founded) = founded_elsewhere(shared).await
+            && joined_of(shared, &founded) > shared.group.storage.joined()
+        {
+            if !shared.group.storage.is_empty() {
+                shared.stop_for_good(crate::members::GIVEN_UP);
+                return std::future::pending().await;
+            }
+            match adopt(shared, founded) {
+                Ok(()) => return "it was let in again".to_owned(),
+                Err(error) => tracing::warn!(%error, "the place in the cluster cannot be noted"),
+            }
+        }
+    }
+}
+
+fn joined_of(shared: &Shared, founded: &Founded) -> u64 {
+    founded.members.get(shared.me()).map_or(0, |member| member.joined)
+}
+
+fn adopt(shared: &Shared, founded: Founded) -> std::io::Result<()> {
+    let joined = joined_of(shared, &founded);
+    shared.group.adopt(founded.founders, joined)?;
+    // The leader may be one that no configuration here names.
+    shared.catalog.adopt(founded.members);
+    Ok(())
+}
+
+enum Elsewhere {
+    Nobody,
+    Founded(Founded),
+    /// Too few have answered for a region that joins: those who have may not know of it yet.
+    Unclear,
+}
+
+/// Who founded the cluster, if it has been, and what this region is in it.
+async fn founded_elsewhere(shared: &Shared) -> Elsewhere {
+    let peers = shared.peers.all();
+    let asks =
+        peers.keys().map(|region| timeout(shared.config.metadata_election, network::ask(shared, region, Ask::Founded)));
     let answers = futures::future::join_all(asks).await;
-    answers.into_iter().any(|answer| matches!(answer, Ok(Ok(Answer::Founded(true)))))
+    let of_me = |founded: &Founded| founded.members.get(shared.me()).cloned().unwrap_or_default();
+    let mut told: Vec<Founded> = Vec::new();
+    let mut answered = 0;
+    for answer in answers {
+        if let Ok(Ok(Answer::Founded(founded))) = answer {
+            answered += 1;
+            told.extend(founded);
+        }
+    }
+    let Some(joined) = told.iter().map(|founded| of_me(founded).joined).max() else { return Elsewhere::Nobody };
+    told.retain(|founded| of_me(founded).joined == joined);
+    // Whoever joins with an empty disk believes nobody who takes it for a voter: that is what it was before, and it has forgotten what
+    // it voted for. Of most regions one at least has heard of the command that let it in.
+    let is_joining = told.iter().all(|founded| of_me(founded).state == MemberState::Joining);
+    match told.pop() {
+        Some(founded) if !shared.config.join || (is_joining && 2 * answered > peers.len()) => {
+            Elsewhere::Founded(founded)
+        }
+        _ => Elsewhere::Unclear,
+    }
 }
 
 /// Answers another voter.
 pub(crate) async fn serve(shared: &Shared, request: MetadataRequest) -> Result<MetadataReply, PeerError> {
     let envelope = admit(shared, &request)?;
+    if let Ask::Founded = envelope.ask {
+        return Ok(MetadataReply { body: wire::encode(&Answer::Founded(founded(shared, &request.asker))) });
+    }
     let raft = shared.group.raft().ok_or_else(|| not_ready("its part in the metadata is not running"))?;
-    let id = voter_id(&request.asker);
+    let id = voter_id(&request.asker, envelope.joined);
     let heard = || *shared.group.heard.lock() = Some(Instant::now());
     let answer = match envelope.ask {
         Ask::Append(rpc) => {
@@ -298,11 +417,17 @@ pub(crate) async fn serve(shared: &Shared, request: MetadataRequest) -> Result<M
                 Err(RaftError::Fatal(fatal)) => return Err(not_ready(&fatal.to_string())),
             })
         }
-        Ask::Founded => Answer::Founded(shared.group.storage.metadata().revision > 0),
+        Ask::Founded => Answer::Founded(founded(shared, &request.asker)),
         Ask::Confirm => Answer::Confirmed(confirm(&raft).await),
         Ask::Propose(command) => Answer::Proposed(propose(shared, &raft, command).await),
     };
     Ok(MetadataReply { body: wire::encode(&answer) })
+}
+
+fn founded(shared: &Shared, asker: &Region) -> Option<Founded> {
+    let Metadata { revision, members, .. } = shared.group.storage.metadata();
+    let is_known = revision > 0 && members.contains_key(asker);
+    is_known.then(|| Founded { founders: shared.group.storage.founders(), members })
 }
 
 fn not_ready(reason: &str) -> PeerError {
@@ -320,8 +445,14 @@ fn admit(shared: &Shared, request: &MetadataRequest) -> Result<Envelope, PeerErr
     if to != shared.me() {
         return misfit(format!("called {to}, reached {}", shared.me()));
     }
-    if !shared.peers.contains_key(asker) {
+    check_member(shared, asker)?;
+    if !shared.peers.contains(asker) {
         return misfit(format!("{asker} is no peer of {}", shared.me()));
+    }
+    let envelope: Envelope = wire::decode(body)?;
+    if let Ask::Founded = envelope.ask {
+        // By whoever knows nothing yet, its founders neither.
+        return Ok(envelope);
     }
     match shared.standing.lock().admitted(asker) {
         Some(admitted) if admitted == *incarnation => {}
@@ -330,9 +461,15 @@ fn admit(shared: &Shared, request: &MetadataRequest) -> Result<Envelope, PeerErr
         }
         None => return Err(not_ready(&format!("{asker} has not said hello"))),
     }
-    let envelope: Envelope = wire::decode(body)?;
-    if envelope.founders != shared.group.founders {
+    if envelope.founders != shared.group.founders() {
         return misfit(format!("{asker} was set up with other regions than {} was", shared.me()));
+    }
+    let known = shared.catalog.known();
+    if known.metadata.members.get(asker).is_some_and(|member| member.joined > envelope.joined) {
+        return Err(not_ready(&format!("{asker} was let in again since, and is another voter")));
+    }
+    if envelope.voter.is_some_and(|voter| voter != shared.group.storage.voter()) {
+        return Err(not_ready(&format!("{} is not the voter any more that {asker} means", shared.me())));
     }
     Ok(envelope)
 }
@@ -387,19 +524,25 @@ pub(crate) async fn change(
     command: Command,
 ) -> Result<Option<Keyspace>, ChangeError> {
     let deadline = ctx.deadline.unwrap_or_else(|| Instant::now() + CHANGE_PATIENCE);
-    let leader = confirmed_leader(shared, deadline).await?;
-    let unknown = |reason: String| ChangeError::OutcomeUnknown { reason };
-    let proposed = timeout_at(deadline, propose_at(shared, &leader, command)).await;
-    let proposed =
-        proposed.map_err(|_| unknown(format!("{leader} has not said by the deadline what came of it")))??;
-    let Decided { index, outcome } = proposed.map_err(unknown)?;
+    let Decided { index, outcome } = decide(shared, deadline, command).await?;
     let outcome = outcome?;
+    let unknown = |reason: String| ChangeError::OutcomeUnknown { reason };
     let mut known = shared.catalog.subscribe();
     let here = timeout_at(deadline, known.wait_for(|known| known.metadata.revision >= index)).await;
     if !matches!(here, Ok(Ok(_))) {
         return Err(unknown("it has come about, and this region has not heard of it by the deadline".to_owned()));
     }
     Ok(outcome)
+}
+
+/// Has the cluster decide on a command. This node may not have heard of it yet.
+pub(crate) async fn decide(shared: &Shared, deadline: Instant, command: Command) -> Result<Decided, ChangeError> {
+    let leader = confirmed_leader(shared, deadline).await?;
+    let unknown = |reason: String| ChangeError::OutcomeUnknown { reason };
+    let proposed = timeout_at(deadline, propose_at(shared, &leader, command)).await;
+    let proposed =
+        proposed.map_err(|_| unknown(format!("{leader} has not said by the deadline what came of it")))??;
+    proposed.map_err(unknown)
 }
 
 /// The leader, once it has made sure that most regions hear it: so that nothing is sent to one that could not decide. Waits for
@@ -450,9 +593,12 @@ async fn propose_at(
         Ok(Answer::Proposed(proposed)) => Ok(proposed),
         Ok(_) => Err(ChangeError::OutcomeUnknown { reason: format!("{leader} answers another question") }),
         // It has said no, or was not asked.
-        Err(error @ (PeerError::NotReady { .. } | PeerError::Incompatible { .. } | PeerError::Stopping)) => {
-            Err(unavailable(format!("{leader}: {error}")))
-        }
+        Err(
+            error @ (PeerError::NotReady { .. }
+            | PeerError::Incompatible { .. }
+            | PeerError::NoMember { .. }
+            | PeerError::Stopping),
+        ) => Err(unavailable(format!("{leader}: {error}"))),
         Err(error) => Err(ChangeError::OutcomeUnknown { reason: format!("{leader}: {error}") }),
     }
 }

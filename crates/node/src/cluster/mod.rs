@@ -12,6 +12,7 @@ mod document;
 mod group;
 mod network;
 mod runtime;
+mod seats;
 mod storage;
 #[cfg(test)]
 mod tests;
@@ -26,7 +27,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 pub use document::Damaged;
 pub use group::MetadataStatus;
-pub(crate) use group::{Group, change, run, serve, status};
+pub(crate) use group::{Group, change, decide, run, serve, status};
 pub(crate) use storage::Storage;
 
 openraft::declare_raft_types!(
@@ -52,9 +53,13 @@ impl Default for Voter {
     }
 }
 
-/// A region's number as a voter. Configurations in which two are alike are refused.
-pub(crate) fn voter_id(region: &Region) -> u64 {
-    xxh3_64(region.as_str().as_bytes())
+/// A region's number as a voter, by the command that let it in, 0 where it is a founder: one that has left and joins again knows
+/// nothing of what it voted for before, and is another voter. Where two are alike the configuration or the change is refused.
+pub(crate) fn voter_id(region: &Region, joined: u64) -> u64 {
+    match joined {
+        0 => xxh3_64(region.as_str().as_bytes()),
+        _ => xxh3_64(format!("{region} {joined}").as_bytes()),
+    }
 }
 
 /// The largest configuration and the largest change that fit into an entry.

@@ -35,7 +35,8 @@ pub(crate) struct Line {
 
 /// Asks a region. An error of `NotReady`, `Incompatible` or `Stopping` says that it has done nothing.
 pub(crate) async fn ask(shared: &Shared, region: &Region, ask: Ask) -> Result<Answer, PeerError> {
-    let body = encode(&Envelope { founders: shared.group.founders(), ask });
+    let (founders, joined) = (shared.group.founders(), shared.group.storage().joined());
+    let body = encode(&Envelope { founders, joined, voter: None, ask });
     send(shared, region, body).await
 }
 
@@ -61,6 +62,18 @@ fn misplaced<E: std::error::Error>() -> Failed<E> {
     failed(&PeerError::Corrupt { reason: "an answer to another question".to_owned() })
 }
 
+impl Line {
+    fn envelope(&self, ask: Ask) -> bytes::Bytes {
+        let group = &self.shared.group;
+        let (founders, joined) = (group.founders(), group.storage().joined());
+        encode(&Envelope { founders, joined, voter: Some(self.target), ask })
+    }
+
+    async fn ask(&self, ask: Ask) -> Result<Answer, PeerError> {
+        send(&self.shared, &self.region, self.envelope(ask)).await
+    }
+}
+
 impl RaftNetwork<Types> for Line {
     async fn append_entries(
         &mut self,
@@ -69,7 +82,7 @@ impl RaftNetwork<Types> for Line {
     ) -> Result<AppendEntriesResponse<u64>, Failed> {
         let entries = rpc.entries.len() as u64;
         let (vote, from, sent) = (rpc.vote, rpc.prev_log_id, rpc.entries.last().map(|entry| entry.log_id));
-        let body = encode(&Envelope { founders: self.shared.group.founders(), ask: Ask::Append(rpc) });
+        let body = self.envelope(Ask::Append(rpc));
         if body.len() > ASK_BYTES_MAX && entries > 1 {
             return Err(RPCError::PayloadTooLarge(PayloadTooLarge::new_entries_hint(entries / 2)));
         }
@@ -95,7 +108,7 @@ impl RaftNetwork<Types> for Line {
         _: RPCOption,
     ) -> Result<InstallSnapshotResponse<u64>, Failed<InstallSnapshotError>> {
         let (vote, whole) = (rpc.vote, rpc.meta.last_log_id.filter(|_| rpc.done));
-        match ask(&self.shared, &self.region, Ask::Snapshot(rpc)).await.map_err(|error| failed(&error))? {
+        match self.ask(Ask::Snapshot(rpc)).await.map_err(|error| failed(&error))? {
             Answer::Snapshot(Ok(answer)) => {
                 if answer.vote <= vote {
                     self.shared.group.matched(self.target, vote, whole);
@@ -111,7 +124,7 @@ impl RaftNetwork<Types> for Line {
     }
 
     async fn vote(&mut self, rpc: VoteRequest<u64>, _: RPCOption) -> Result<VoteResponse<u64>, Failed> {
-        match ask(&self.shared, &self.region, Ask::Vote(rpc)).await.map_err(|error| failed(&error))? {
+        match self.ask(Ask::Vote(rpc)).await.map_err(|error| failed(&error))? {
             Answer::Vote(answer) => Ok(answer),
             _ => Err(misplaced()),
         }

@@ -28,8 +28,7 @@ type Result<T> = std::result::Result<T, StorageError<u64>>;
 /// Clones share one file.
 #[derive(Clone)]
 pub(crate) struct Storage {
-    /// This region, as a voter.
-    me: u64,
+    me: Region,
     disk: Arc<dyn Disk>,
     inner: Arc<Mutex<Inner>>,
 }
@@ -52,7 +51,7 @@ impl Storage {
             false => Document { founders, ..Document::default() },
         };
         let applied = document.replay();
-        Ok(Storage { me: voter_id(me), disk, inner: Arc::new(Mutex::new(Inner { document, applied })) })
+        Ok(Storage { me: me.clone(), disk, inner: Arc::new(Mutex::new(Inner { document, applied })) })
     }
 
     /// As far as it is known here that the cluster has agreed.
@@ -62,6 +61,21 @@ impl Storage {
 
     pub(crate) fn founders(&self) -> BTreeSet<Region> {
         self.inner.lock().document.founders.clone()
+    }
+
+    /// Takes the founders of a cluster that is there already for its own, and the place in it that it was given.
+    pub(crate) fn adopt(&self, founders: BTreeSet<Region>, joined: u64) -> io::Result<()> {
+        self.change(|document| (document.founders, document.joined) = (founders, joined))
+    }
+
+    /// The command that let this region in; 0 of a founder, and while that is not known.
+    pub(crate) fn joined(&self) -> u64 {
+        self.inner.lock().document.joined
+    }
+
+    /// This region, as a voter.
+    pub(crate) fn voter(&self) -> u64 {
+        voter_id(&self.me, self.inner.lock().document.joined)
     }
 
     /// Whether it has neither voted nor heard of anything.
@@ -126,9 +140,10 @@ impl RaftLogStorage<Types> for Storage {
     /// other entries the places of those that it has forgotten, under one and the same leadership. It has to be elected again,
     /// and is not by those who have more.
     async fn read_vote(&mut self) -> Result<Option<Vote<u64>>> {
+        let me = self.voter();
         let vote = self.inner.lock().document.vote;
         Ok(vote.map(|vote| match vote.leader_id().voted_for() {
-            Some(leader) if leader == self.me => Vote::new(vote.leader_id().term, leader),
+            Some(leader) if leader == me => Vote::new(vote.leader_id().term, leader),
             _ => vote,
         }))
     }

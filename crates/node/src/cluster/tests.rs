@@ -63,10 +63,11 @@ fn create(name: &str) -> EntryPayload<Types> {
 }
 
 fn founding() -> Vec<Entry<Types>> {
-    let voters = regions().map(|region| (voter_id(&region), Voter { region }));
+    let voters = regions().map(|region| (voter_id(&region, 0), Voter { region }));
     let membership =
         Membership::new(vec![voters.iter().map(|voter| voter.0).collect()], std::collections::BTreeMap::from(voters));
-    let members: Members = regions().map(|region| (region, Member { jurisdiction: "eu".to_owned() })).into();
+    let members: Members =
+        regions().map(|region| (region, Member { jurisdiction: "eu".to_owned(), ..Member::default() })).into();
     let keyspaces = vec![(KeyspaceId(1), "default".to_owned(), Policy::default())];
     vec![
         entry(0, 0, EntryPayload::Membership(membership)),
@@ -152,7 +153,7 @@ async fn what_was_applied_is_there_after_a_restart() {
 #[tokio::test]
 async fn a_leader_has_to_be_elected_again_after_a_restart() {
     let storage = open(&MemoryDisk::new());
-    let (me, other) = (voter_id(&regions()[0]), voter_id(&regions()[1]));
+    let (me, other) = (voter_id(&regions()[0], 0), voter_id(&regions()[1], 0));
     for (saved, read) in [
         (Vote::new_committed(3, me), Vote::new(3, me)),
         (Vote::new(4, me), Vote::new(4, me)),

@@ -1,7 +1,11 @@
 //! What one region's voter asks of another's. To whatever carries it, it is bytes: JSON of openraft's own types.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
+use isle_model::Region;
 use isle_model::metadata::{Command, Keyspace, Refused};
+use isle_model::policy::Members;
 use openraft::error::InstallSnapshotError;
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse, VoteRequest,
@@ -23,6 +27,10 @@ pub(crate) const SNAPSHOT_CHUNK_BYTES: u64 = 256 << 10;
 pub(crate) struct Envelope {
     /// Of the founders of the asker's cluster. Voters that were set up with different ones must not count each other.
     pub(crate) founders: u64,
+    /// The command that let the asker in; 0 of a founder.
+    pub(crate) joined: u64,
+    /// Which voter is meant, where a voter is: one that has left and joined again is another, and must not answer for what it was.
+    pub(crate) voter: Option<u64>,
     pub(crate) ask: Ask,
 }
 
@@ -44,10 +52,18 @@ pub(crate) enum Answer {
     Append(AppendEntriesResponse<u64>),
     Vote(VoteResponse<u64>),
     Snapshot(Result<InstallSnapshotResponse<u64>, InstallSnapshotError>),
-    Founded(bool),
+    Founded(Option<Founded>),
     Confirmed(Result<(), String>),
     /// An error says why the leader does not know whether it will come about.
     Proposed(Result<Decided, String>),
+}
+
+/// By whom the cluster was founded, and what the asker is in it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Founded {
+    pub(crate) founders: BTreeSet<Region>,
+    /// The asker is one of them.
+    pub(crate) members: Members,
 }
 
 /// The cluster has decided, with the entry of this index.

@@ -51,6 +51,9 @@ pub(crate) enum Met {
 /// Hears a peer's Hello. `dialled` is whom this node meant to reach, where it was the one who dialled.
 pub(crate) fn meet(shared: &Shared, hello: &Hello, dialled: Option<&Region>) -> Result<Met, PeerError> {
     let faults = misfits(shared, hello, dialled);
+    if let [_] = &faults[..] {
+        check_member(shared, &hello.region)?;
+    }
     if !faults.is_empty() {
         return Err(PeerError::Incompatible { reason: faults.join("; ") });
     }
@@ -86,6 +89,52 @@ pub(crate) fn meet(shared: &Shared, hello: &Hello, dialled: Option<&Region>) -> 
             Err(PeerError::RegionReplaced { region: hello.region.clone(), admitted, refused: hello.incarnation })
         }
     }
+}
+
+/// Refuses whoever is no member of a cluster that has agreed on its members.
+pub(crate) fn check_member(shared: &Shared, region: &Region) -> Result<(), PeerError> {
+    if shared.peers.contains(region) {
+        return Ok(());
+    }
+    let known = shared.catalog.known();
+    match known.metadata.revision {
+        0 => Ok(()),
+        _ if known.metadata.members.contains_key(region) => {
+            Err(PeerError::NotReady { reason: format!("{region} has only just been let in") })
+        }
+        revision => Err(PeerError::NoMember { region: region.clone(), revision }),
+    }
+}
+
+/// A region that joins has reached a member that knows it, and waits for it from here on: what the member has is what this region is
+/// to have before it serves. Before it has heard what the cluster agreed on, it cannot tell what it may hold.
+pub(crate) fn greeted(shared: &Shared, hello: &Hello) -> Result<(), PeerError> {
+    let known = shared.catalog.known();
+    let mut standing = shared.standing.lock();
+    if !standing.is_joining() {
+        return Ok(());
+    }
+    if !known.metadata.members.contains_key(shared.me()) || known.metadata.revision == 0 {
+        let reason = "this region joins, and has not heard yet what the cluster has agreed on".to_owned();
+        return Err(PeerError::NotReady { reason });
+    }
+    if hello.keyspaces != *known.fingerprints() {
+        let reason = "this region joins, and knows of other keyspaces than the peer does".to_owned();
+        return Err(PeerError::NotReady { reason });
+    }
+    if standing.known_to(&hello.region) {
+        let tree = shared.store.tree();
+        let mut owed = Owed::new();
+        for (keyspace, shard, absorbed) in &hello.absorbed {
+            let is_behind = || shared.store.streams(*keyspace, *shard).is_behind(absorbed, tree.shard(*shard));
+            if shared.queue(*shard).is_some() && known.is_for(shared.me(), *keyspace) && is_behind() {
+                owed.insert((*keyspace, *shard), absorbed.clone());
+            }
+        }
+        standing.compare(owed);
+        shared.repair.notify_one();
+    }
+    Ok(())
 }
 
 /// Notes what the peer means by each keyspace. It goes on saying so on its subscription, in order: what a Hello says that was overtaken
@@ -130,7 +179,7 @@ fn misfits(shared: &Shared, hello: &Hello, dialled: Option<&Region>) -> Vec<Stri
     check(hello.protocol == PROTOCOL, format!("protocol {} here, {} there", PROTOCOL, hello.protocol));
     check(hello.cluster == config.cluster, format!("cluster {:?} here, {:?} there", config.cluster, hello.cluster));
     check(hello.shards == config.shards, format!("{} shards here, {} there", config.shards, hello.shards));
-    check(shared.peers.contains_key(&hello.region), format!("{} is no peer of {}", hello.region, config.region));
+    check(shared.peers.contains(&hello.region), format!("{} is no peer of {}", hello.region, config.region));
     if let Some(dialled) = dialled {
         check(*dialled == hello.region, format!("dialled {dialled}, reached {}", hello.region));
     }

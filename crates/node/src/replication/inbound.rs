@@ -18,7 +18,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::peer::{Connector, DeltaBatch, Fingerprints, PeerError, ToReceiver, ToSender};
 use crate::replication::batch_codec::Unpacker;
-use crate::replication::handshake::{Met, hello_for, learn, meet};
+use crate::replication::handshake::{Met, greeted, hello_for, learn, meet};
 use crate::replication::schedule::Backoff;
 use crate::shard_queue::{Absorption, Job, answer_of, delta_bytes};
 use crate::shared::{LinkCommand, Shared, StreamKey};
@@ -40,10 +40,12 @@ impl Inbound {
     pub(crate) async fn run(mut self, mut stop: watch::Receiver<bool>) {
         let config = &self.shared.config;
         let mut backoff = Backoff::new(config.backoff_min, config.backoff_max);
+        let Some(mut left) = self.shared.peers.get(&self.peer.region).map(|slot| slot.left.subscribe()) else { return };
         loop {
             let ended = tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => return,
+                _ = left.wait_for(|left| *left) => return,
                 ended = self.session(&mut backoff) => ended,
             };
             self.note_down(&ended);
@@ -53,10 +55,18 @@ impl Inbound {
                 self.shared.stop_for_good(&ended.to_string());
                 return;
             }
+            if let PeerError::NoMember { region, revision } = &ended
+                && region == self.shared.me()
+                && self.shared.was_removed(*revision)
+            {
+                self.shared.stop_for_good(&format!("{ended}; its data directory is kept as it is"));
+                return;
+            }
             let wait = backoff.next(&mut self.rng);
             tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => return,
+                _ = left.wait_for(|left| *left) => return,
                 () = tokio::time::sleep(wait) => {}
             }
         }
@@ -115,6 +125,7 @@ impl Inbound {
         if met == Met::CompleteFirst {
             return Err(PeerError::NotReady { reason: "it comes back on a branch and is not complete".to_owned() });
         }
+        greeted(&self.shared, &hello)?;
         let mut link = slot.link.lock();
         link.set_inbound(true, self.shared.now());
         link.last_error = None;

@@ -17,8 +17,9 @@ use tokio::time::Instant;
 
 use crate::egress::{Gate, Verdict};
 use crate::peer::{Absorbed, Hello, PeerError, ToReceiver, ToSender};
+use crate::peers::PeerSlot;
 use crate::replication::batch_codec::{BatchBuilder, Packer, wire_bytes};
-use crate::shared::{Confirmed, PeerSlot, Shared, StreamKey};
+use crate::shared::{Confirmed, Shared, StreamKey};
 
 /// About how much goes into one batch, raw.
 const BATCH_BYTES: usize = 256 << 10;
@@ -508,7 +509,7 @@ impl Outbound {
     }
 
     fn beat(&self, outgoing: &Outgoing) {
-        let lag_bytes = self.shared.peers.get(&self.peer).map_or(0, |slot| lag_of(&self.shared, &self.peer, slot).0);
+        let lag_bytes = self.shared.peers.get(&self.peer).map_or(0, |slot| lag_of(&self.shared, &self.peer, &slot).0);
         let caught_up = self.scanned >= self.shared.store.durable() && self.waiting.is_empty();
         // A receiver that takes nothing at the moment will hear the next one.
         let _ = outgoing.try_send(Ok(ToReceiver::Heartbeat { lag_bytes, caught_up }));

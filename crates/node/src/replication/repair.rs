@@ -34,6 +34,8 @@ const STALE_MAX: u32 = 16;
 const OFFER_PATIENCE: u32 = 4;
 /// When for so long every region has answered, what none of them has is lost.
 const IN_VAIN_MAX: Duration = Duration::from_secs(10);
+/// How long a region that joins gives the streams to bring what one complete state has not, before it takes another.
+const JOIN_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a transfer whose sender does not answer holds the streams back that it would move. After that it begins anew.
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 
@@ -72,6 +74,8 @@ struct Shown {
 struct Completion {
     /// Whose complete state has been taken.
     from: BTreeSet<Region>,
+    /// When the last of them was.
+    taken_at: Duration,
     /// Since when everybody answers and nobody has what is missing.
     in_vain_since: Option<Duration>,
 }
@@ -81,7 +85,7 @@ impl Repair {
         let mut transfers = BTreeMap::new();
         for (stream, left) in shared.store.transfers() {
             // What the last run left unfinished is finished.
-            for (from, begun) in left.open.into_iter().filter(|(from, _)| shared.peers.contains_key(from)) {
+            for (from, begun) in left.open.into_iter().filter(|(from, _)| shared.peers.contains(from)) {
                 shared.want_state(&from, stream);
                 if !begun.next.is_empty() {
                     shared.completing.pin(&from, stream, begun.pin.clone());
@@ -144,7 +148,7 @@ impl Repair {
                     shard,
                     "a lost region's writes are here by state alone: the others are offered it"
                 );
-                self.shared.offers.lock().extend(self.shared.peers.keys().map(|peer| (peer.clone(), stream)));
+                self.shared.offers.lock().extend(self.shared.peers.all().keys().map(|peer| (peer.clone(), stream)));
                 shown.offered = true;
             }
         }
@@ -177,13 +181,25 @@ impl Repair {
         self.completions.retain(|stream, _| owed.contains(stream));
         for stream in owed {
             let mut unheard = false;
-            let peers: Vec<Region> = self.shared.peers.keys().cloned().collect();
-            for from in peers {
-                if self.completions.entry(stream).or_default().from.contains(&from) {
+            let peers = self.shared.peers.all();
+            for from in peers.keys() {
+                let completion = self.completions.entry(stream).or_default();
+                if completion.from.contains(from) {
                     continue;
                 }
-                match self.take_state(&from, stream).await {
-                    Ok(()) => drop(self.completions.entry(stream).or_default().from.insert(from.clone())),
+                // What one state has left open the streams bring, unless their regions are gone.
+                let is_patient = self.shared.now().saturating_sub(completion.taken_at) < JOIN_PATIENCE;
+                if self.shared.standing.lock().is_joining() && !completion.from.is_empty() && is_patient {
+                    unheard = true;
+                    break;
+                }
+                match self.take_state(from, stream).await {
+                    Ok(()) => {
+                        let now = self.shared.now();
+                        let completion = self.completions.entry(stream).or_default();
+                        completion.taken_at = now;
+                        completion.from.insert(from.clone());
+                    }
                     Err(error) => {
                         unheard |= !matches!(error, RepairError::Peer(PeerError::NotReady { .. }));
                         tracing::info!(%from, %error, "this region is behind and waits for a state");
@@ -233,9 +249,20 @@ impl Repair {
         handle.ok_or_else(|| PeerError::Unreachable { reason: format!("there is no link to {region}") })
     }
 
+    /// Whether every member waits for this region: one that does not may forget a tombstone that a state taken now lacks.
+    fn check_registered(&self) -> Result<(), PeerError> {
+        let known = self.shared.catalog.known();
+        let unknown_to = self.shared.standing.lock().unknown_to(known.others(self.shared.me()));
+        match unknown_to.first() {
+            None => Ok(()),
+            Some(member) => Err(PeerError::NotReady { reason: format!("{member} does not know this region yet") }),
+        }
+    }
+
     /// Takes the complete state of one keyspace and shard, from where an earlier attempt left off.
     async fn take_state(&mut self, from: &Region, stream: StreamKey) -> Result<(), RepairError> {
         let peer = self.peer(from)?;
+        self.check_registered()?;
         self.shared.completing.begin(from, stream);
         let taken = self.take_chunks(peer.as_ref(), from, stream).await;
         self.shared.completing.pause(from, stream);
@@ -249,7 +276,7 @@ impl Repair {
             Ok(()) => {
                 self.shared.wanted.lock().retain(|(_, at)| *at != stream);
                 // All of them, since the cursors moved past statements, too.
-                self.ask_again_of(self.shared.peers.keys(), stream);
+                self.ask_again_of(self.shared.peers.all().keys(), stream);
             }
             Err(_) => self.ask_again_of(left_out.iter(), stream),
         }
@@ -429,7 +456,7 @@ impl Repair {
                 continue;
             }
             let lineage = tree.shard(stream.1);
-            for (holder, said) in streams.heard().iter().filter(|(holder, _)| *holder != shared.me()) {
+            for (holder, said) in streams.heard().iter().filter(|(holder, _)| shared.peers.contains(holder)) {
                 for (origin, vector) in &said.absorbed {
                     if !streams.cursor(origin).covers_all(vector, lineage) && self.will_not_send(origin) {
                         out.entry((origin.clone(), stream)).or_default().push(holder.clone());

@@ -218,10 +218,18 @@ impl Cluster {
         cluster
     }
 
+    /// Starts a region that is in none of the others' configurations, and wants to join them.
+    pub fn start_joining(&mut self, region: &str) {
+        self.disks.insert(region.to_owned(), MemoryDisk::new());
+        self.skews.entry(region.to_owned()).or_default();
+        self.start(region);
+    }
+
     pub fn start(&mut self, region: &str) {
         self.starts += 1;
         let mut config = NodeConfig {
             region: Region::new(region),
+            join: !self.regions.iter().any(|founder| founder == region),
             shards: SHARDS,
             token_key: TokenKey::new([7; 32]),
             peers: self

@@ -109,7 +109,14 @@ impl Live {
         let current = batch.newest(KS, &key).unwrap();
         let tree = batch.tree();
         let stamp = batch.stamp(Hlc::from_ms(ms), Epoch(0));
-        let writer = Writer { region: &region, home: &region, keyspace: KS, stamp, lineage: tree.shard(shard) };
+        let writer = Writer {
+            region: &region,
+            home: &region,
+            takes_over: false,
+            keyspace: KS,
+            stamp,
+            lineage: tree.shard(shard),
+        };
         let mutation = value.map_or(Mutation::Delete, |value| Mutation::Put { value: Value::string(value) });
         if let Some(write) = plan(&key, &mutation, &Precondition::None, None, &current, writer).unwrap() {
             batch.write(KS, write, stamp).unwrap();
