@@ -42,12 +42,15 @@ const CHANGE_PATIENCE: Duration = Duration::from_secs(10);
 /// A peer that is away for longer does not keep a region from leaving, where another has what it took.
 const AWAY_MAX: Duration = Duration::from_secs(10);
 
+/// Of a region that has handed over what it took.
+const LEFT: &str =
+    "this region has left the cluster; the others hold all that its data directory does, but for its local keyspaces";
 /// Of a region that was taken out while it did not hear of it.
 pub(crate) const GIVEN_UP: &str =
     "this region is no region of the cluster any more; to join it again, start with an empty data directory";
 
-/// The other members and how they are reached: as the configuration says, and where it is silent, as they joined. Before the cluster
-/// has agreed on anything, whom the configuration names.
+/// The other members, how they are reached, and the commands that let them in: as they joined, and where that says nothing, as the
+/// configuration does. Before the cluster has agreed on anything, whom the configuration names.
 pub(crate) fn peers_of(config: &NodeConfig, metadata: &Metadata) -> Vec<(PeerConfig, u64)> {
     if metadata.members.is_empty() {
         return config.peers.iter().map(|peer| (peer.clone(), 0)).collect();
@@ -124,7 +127,7 @@ impl Members {
             // One that joins hears of the time before it was let in, too.
             let joined = self.shared.group.storage().joined();
             if !self.shared.standing.lock().is_joining() {
-                self.shared.stop_for_good("this region has left the cluster; its data directory may be deleted");
+                self.shared.stop_for_good(LEFT);
             } else if joined > 0 && metadata.revision > joined {
                 self.shared.stop_for_good(GIVEN_UP);
             }
@@ -222,7 +225,7 @@ async fn leave(shared: &Shared) {
     loop {
         let joined = Some(shared.group.storage().joined());
         if say(shared, Command::Remove { region: shared.me().clone(), joined }).await {
-            shared.stop_for_good("this region has left the cluster; its data directory may be deleted");
+            shared.stop_for_good(LEFT);
             return;
         }
         sleep(SAY_AGAIN).await;
