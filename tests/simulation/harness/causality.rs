@@ -256,7 +256,7 @@ struct Seen {
 impl Replay<'_> {
     /// What the write's token had seen (`Some(None)`: it has none); `None` where that is not known yet.
     fn token_of(&self, made: Dot, write: &Write) -> Option<Option<Seen>> {
-        let id = values(write).find_map(|value| value.split_once('.')?.0.parse::<usize>().ok());
+        let id = write_id(made, write);
         let key = String::from_utf8_lossy(&write.key).into_owned();
         match id.and_then(|id| self.writes.get(id)) {
             Some(fact) => match &fact.token {
@@ -391,9 +391,11 @@ fn registers(write: &Write) -> impl Iterator<Item = (&FieldKey, &Register)> {
     fields.filter_map(|(field, _)| write.fields.register(field).map(|register| (field, register)))
 }
 
-fn values(write: &Write) -> impl Iterator<Item = String> {
-    let siblings = registers(write).flat_map(|(_, register)| register.siblings());
-    siblings.map(|sibling| String::from_utf8_lossy(&sibling.value.bytes).into_owned())
+/// The id of the write that `made` names, where its values tell. A move carries others' values as well, and is none of them.
+fn write_id(made: Dot, write: &Write) -> Option<usize> {
+    let siblings = registers(write).filter_map(|(_, register)| register.sibling(made));
+    let mut values = siblings.map(|sibling| String::from_utf8_lossy(&sibling.value.bytes));
+    values.find_map(|value| value.split_once('.')?.0.parse().ok())
 }
 
 /// What a move carries it has not written.
@@ -415,8 +417,7 @@ fn ids(logs: &Logs) -> BTreeMap<usize, DeltaId> {
     let mut out = BTreeMap::new();
     for (id, delta) in logs.deltas() {
         let Body::Write(write) = &delta.body else { continue };
-        let write_id = values(write).find_map(|value| value.split_once('.')?.0.parse().ok());
-        out.extend(write_id.map(|write_id| (write_id, *id)));
+        out.extend(write_id(delta.dot, write).map(|write_id| (write_id, *id)));
     }
     out
 }
