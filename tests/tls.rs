@@ -158,6 +158,57 @@ fn a_region_is_who_its_certificate_says_and_nobody_else() {
     });
 }
 
+/// No file names it: it is known by the host of the endpoint that it was added with.
+#[test]
+fn a_region_joins_over_mutual_tls_and_one_of_another_host_does_not() {
+    let authority = Authority::new();
+    let dir = tempfile::tempdir().unwrap();
+    let (a_port, b_port, c_port) = (free(), free(), free());
+    let joins = |name: &str, port: u16, names: &[&str]| {
+        let file = dir.path().join(format!("{name}.toml"));
+        std::fs::write(
+            &file,
+            format!("join = true\n[[peers]]\nregion = \"a\"\nendpoint = \"https://127.0.0.1:{a_port}\"\n"),
+        )
+        .unwrap();
+        let mut settings = authority.settings_for(name, names);
+        settings.push(format!("region={name}"));
+        settings.push(format!("listen.peer=127.0.0.1:{port}"));
+        support::serve_with(&dir.path().join(name), Some(&file), &strs(&settings))
+    };
+    let mut settings = authority.settings("a");
+    settings.extend(["region=a".to_owned(), format!("listen.peer=127.0.0.1:{a_port}")]);
+    let a = serve(&dir.path().join("a"), &strs(&settings));
+    done(&secure(&a, &authority.ca(), &["put", "default", "k", "of a"]));
+    let add = |region: &str, port: u16| {
+        let endpoint = format!("https://127.0.0.1:{port}");
+        let added = eventually("the region is added", || {
+            let added = secure(&a, &authority.ca(), &["region", "add", region, "--peer-endpoint", &endpoint]);
+            if added.status.success() { Ok(added) } else { Err(String::from_utf8_lossy(&added.stderr).into_owned()) }
+        });
+        assert!(added.status.success());
+    };
+    let b = joins("b", b_port, &["127.0.0.1"]);
+    add("b", b_port);
+    eventually("b has it", || {
+        let read = secure(&b, &authority.ca(), &["get", "default", "k"]);
+        if read.status.success() && done(&read)["value"] == "of a" { Ok(()) } else { Err(format!("{read:?}")) }
+    });
+
+    // Of the same authority, and of another host.
+    let c = joins("c", c_port, &["localhost"]);
+    add("c", c_port);
+    let error = eventually("a's refusal of c", || {
+        let error = peer_row(&a, &authority, "c")["last_error"].as_str().unwrap_or_default().to_owned();
+        if error.contains("certificate") { Ok(error) } else { Err(error) }
+    });
+    assert!(error.contains("not valid for name"), "{error}");
+    let endpoint = format!("https://localhost:{}", c.port);
+    let mut read = isle();
+    read.args(["--output", "json", "--endpoint", &endpoint, "--ca"]).arg(authority.ca()).args(["get", "default", "k"]);
+    assert_eq!(failed(&read.output().unwrap(), 1)["reason"], "NOT_SERVING");
+}
+
 #[test]
 fn a_key_that_does_not_fit_is_told_once() {
     let authority = Authority::new();
