@@ -62,7 +62,11 @@ fn gauges(out: &mut Exposition, status: &NodeStatus) {
         ("isle_log_bytes", "The commit log on disk.", status.log_bytes),
         ("isle_overlay_bytes", "Records in memory that are not in the view yet.", status.overlay_bytes),
         ("isle_view_bytes", "The view on disk.", status.view_bytes),
-        ("isle_keyspaces_purging", "Deleted keyspaces of which the disk still holds some.", status.keyspaces_purging),
+        (
+            "isle_keyspaces_purging",
+            "Keyspaces of which the disk still holds some, deleted or not for the region any more.",
+            status.keyspaces_purging,
+        ),
     ] {
         out.family(name, "gauge", help);
         out.row(name, &[], value as f64);

@@ -6,7 +6,7 @@ use base64::Engine;
 use base64::engine::general_purpose::{STANDARD as BASE64, URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use isle_client::policy::{Policy, SETTINGS};
-use isle_client::{Entry, Error, Keyspace, Record, Value, Violation, Written};
+use isle_client::{Entry, Error, HolderChange, HolderStep, Keyspace, Record, Value, Violation, Written};
 use serde_json::{Map, Value as Json, json};
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -63,7 +63,28 @@ pub fn keyspace(keyspace: &Keyspace) -> Json {
         "id": Some(keyspace.id).filter(|id| *id > 0),
         "etag": Some(&keyspace.etag).filter(|etag| !etag.is_empty()),
         "policy": policy(&keyspace.policy),
+        "holders_changing": keyspace.holders_changing.iter().map(holder_change).collect::<Vec<_>>(),
     })
+}
+
+fn holder_change(change: &HolderChange) -> Json {
+    json!({ "region": change.region, "step": holder_step(change.step) })
+}
+
+/// `HANDING` of `HOLDER_STEP_HANDING`.
+pub fn holder_step(step: HolderStep) -> &'static str {
+    step.as_str_name().trim_start_matches("HOLDER_STEP_")
+}
+
+/// What a region does that comes to hold a keyspace, or ceases to.
+pub fn holder_doing(region: &str, step: HolderStep) -> String {
+    let doing = match step {
+        HolderStep::Taking => "takes the data, and serves none of it yet",
+        HolderStep::Handing => "hands over what it took; the narrower residency is not in force yet",
+        HolderStep::Purging => "purges its copy; the narrower residency is not in force yet",
+        HolderStep::Unspecified => "is at a step that this isle does not know",
+    };
+    format!("{region} {doing}")
 }
 
 /// Each setting in its text form, but for what JSON can say itself.

@@ -196,6 +196,10 @@ fn row_of_node(error: &NodeError) -> Row {
         NodeError::Joining => {
             Row::new(Code::Unavailable, Reason::NotServing).fact("state", "JOINING").retry_after(Duration::from_secs(1))
         }
+        NodeError::TakingKeyspace { keyspace } => Row::new(Code::Unavailable, Reason::NotServing)
+            .fact("state", "TAKING")
+            .fact("keyspace", keyspace)
+            .retry_after(Duration::from_secs(1)),
         NodeError::Leaving => {
             Row::new(Code::Unavailable, Reason::NotServing).fact("state", "LEAVING").retry_after(Duration::from_secs(1))
         }
@@ -350,8 +354,9 @@ fn of_refused(refused: &Refused, name: &str) -> Status {
         Refused::IsMember { region } => Row::new(Code::AlreadyExists, Reason::RegionExists).fact("region", region),
         Refused::NoMember { region } => Row::new(Code::NotFound, Reason::RegionNotFound).fact("region", region),
         // No client asks for that.
-        Refused::State { .. } => Row::new(Code::Internal, Reason::InternalFault),
-        Refused::Founded => Row::new(Code::Internal, Reason::InternalFault),
+        Refused::State { .. } | Refused::Overtaken { .. } | Refused::Founded => {
+            Row::new(Code::Internal, Reason::InternalFault)
+        }
     };
     row.status(refused.to_string())
 }

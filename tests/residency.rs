@@ -21,6 +21,7 @@ use tempfile::TempDir;
 /// Regions, and their jurisdictions.
 const REGIONS: [(&str, &str); 3] = [("eu-1", "eu"), ("us-1", "us"), ("ap-1", "ap")];
 const RESTRICTED: &str = "restricted";
+const NARROWED: &str = "narrowed";
 const SEED: u64 = 0x1517;
 const RECORDS: usize = 200;
 /// What is looked for of a secret: long enough that chance never makes it.
@@ -141,6 +142,31 @@ impl Cluster {
         });
     }
 
+    /// Waits until every region knows that nobody comes to hold a keyspace any more, or ceases to.
+    fn await_in_force(&self, keyspace: &str) {
+        for region in self.nodes.values() {
+            eventually(&format!("the residency of {keyspace} is in force"), || {
+                let shown = support::done(&region.isle(&["keyspace", "get", keyspace]));
+                let changing = &shown["holders_changing"];
+                if changing.as_array().is_some_and(Vec::is_empty) { Ok(()) } else { Err(changing.to_string()) }
+            });
+        }
+    }
+
+    /// How many of the windows are in the files of a region.
+    fn on_disk(&self, region: &str, windows: &HashSet<[u8; WINDOW]>) -> usize {
+        let mut files = vec![self.data_dir(region)];
+        let mut seen = HashSet::new();
+        while let Some(path) = files.pop() {
+            if path.is_dir() {
+                files.extend(std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+            } else if let Ok(bytes) = std::fs::read(&path) {
+                seen.extend(bytes.windows(WINDOW).filter_map(|window| windows.get(window)).copied());
+            }
+        }
+        seen.len()
+    }
+
     /// How many of the windows are on the links between two regions.
     fn seen_between(&self, a: &str, b: &str, windows: &HashSet<[u8; WINDOW]>) -> usize {
         let of_pair = |pair: &(&str, &str)| *pair == (a, b) || *pair == (b, a);
@@ -223,9 +249,62 @@ async fn no_byte_of_restricted_data_crosses_a_link_that_it_may_not() {
     cluster.wipe("ap-1");
     cluster.await_records("ap-1", "default", 50);
 
+    let (before, after) = narrow(&mut cluster, &eu, &mut secrets.rng).await;
+    assert!(cluster.seen_between("eu-1", "ap-1", &before) > before.len() / 2, "it was held there");
+    for pair in [("eu-1", "ap-1"), ("us-1", "ap-1")] {
+        assert_eq!(cluster.seen_between(pair.0, pair.1, &after), 0, "between {pair:?}, after it was narrowed");
+    }
+
     let windows = &secrets.windows;
     assert_eq!(cluster.seen_between("eu-1", "ap-1", windows), 0, "between eu and ap");
     assert_eq!(cluster.seen_between("us-1", "ap-1", windows), 0, "between us and ap");
     let allowed = cluster.seen_between("eu-1", "us-1", windows);
     assert!(allowed > windows.len() / 2, "only {allowed} of {} are seen where they are allowed", windows.len());
+}
+
+/// Writes a keyspace that every region holds, lets ap-1 hold it no more, and writes on. Returns what was written before, and what after.
+async fn narrow(
+    cluster: &mut Cluster,
+    eu: &Client,
+    rng: &mut StdRng,
+) -> (HashSet<[u8; WINDOW]>, HashSet<[u8; WINDOW]>) {
+    let [mut before, mut after] =
+        [(); 2].map(|()| Secrets { rng: StdRng::seed_from_u64(rng.next_u64()), windows: HashSet::new() });
+    support::done(&cluster.nodes["eu-1"].isle(&["keyspace", "create", NARROWED]));
+    let put = async |at: &Client, secrets: &mut Secrets| {
+        let (key, value) = (secrets.bytes(48), Value::Bytes(secrets.bytes(256).into()));
+        at.put(NARROWED, key, value, WriteOptions::default()).await
+    };
+    for _ in 0..RECORDS {
+        put(eu, &mut before).await.unwrap();
+    }
+    cluster.await_records("ap-1", NARROWED, RECORDS as u64);
+    assert!(cluster.on_disk("ap-1", &before.windows) > before.windows.len() / 2, "it is held there");
+    let (us, ap) = (cluster.client("us-1").await, cluster.client("ap-1").await);
+    // It is the home of some, which the others write on.
+    let homed: Vec<Vec<u8>> = (0..20).map(|_| before.bytes(48)).collect();
+    for key in &homed {
+        ap.put(NARROWED, key.clone(), Value::from("x"), WriteOptions::default()).await.unwrap();
+    }
+    let changed =
+        support::done(&cluster.nodes["us-1"].isle(&["keyspace", "update", NARROWED, "--residency", "eu,region:us-1"]));
+    let expected = serde_json::json!([{ "region": "ap-1", "step": "HANDING" }]);
+    assert_eq!(changed["holders_changing"], expected);
+    for _ in 0..RECORDS {
+        put(eu, &mut after).await.unwrap();
+    }
+    for key in &homed {
+        us.put(NARROWED, key.clone(), Value::Bytes(after.bytes(256).into()), WriteOptions::default()).await.unwrap();
+    }
+    cluster.await_in_force(NARROWED);
+    assert_eq!(cluster.on_disk("ap-1", &before.windows), 0, "its files are rid of it");
+    let refused = ap.get(NARROWED, homed[0].clone(), v1::ReadOptions::default()).await.unwrap_err();
+    assert_eq!(refused.reason, "RESIDENCY_VIOLATION", "{refused}");
+    cluster.wipe("ap-1");
+    for _ in 0..RECORDS {
+        put(&us, &mut after).await.unwrap();
+    }
+    cluster.await_records("eu-1", NARROWED, 3 * RECORDS as u64 + 20);
+    cluster.await_records("ap-1", "default", 50);
+    (before.windows, after.windows)
 }

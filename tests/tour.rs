@@ -104,9 +104,24 @@ fn keyspaces_are_made_by_hand_and_from_the_example_file() {
         .collect();
     assert_eq!(names, ["carts", "customers-eu", "default", "sessions"]);
 
-    // A copy that is in a region stays there: nothing takes it away yet.
-    let narrowed = failed(&cluster.isle(&["keyspace", "update", "sessions", "--residency", "eu"]), 1);
-    assert_eq!((&narrowed["reason"], &narrowed["facts"]["field"]), (&json!("NOT_SERVED"), &json!("residency")));
+    // Two regions give their copies up, and one gets its own back.
+    let narrow = |residency: &str, region: usize, reason: Option<&str>| {
+        done(&cluster.isle(&["keyspace", "update", "sessions", "--residency", residency]));
+        eventually("the residency is in force", || {
+            let shown = done(&cluster.isle(&["keyspace", "get", "sessions"]));
+            let is_over = shown["holders_changing"].as_array().is_some_and(Vec::is_empty);
+            let got = isle_at(&endpoint(&cluster, region), &["get", "sessions", "u1"]);
+            let is_served = match reason {
+                None => got.status.success() && done(&got)["value"] == "signed in",
+                Some(reason) => !got.status.success() && failed(&got, 1)["reason"] == reason,
+            };
+            if is_over && is_served { Ok(()) } else { Err(format!("{shown}: {got:?}")) }
+        });
+    };
+    narrow("eu", 2, Some("RESIDENCY_VIOLATION"));
+    narrow("eu,region:ap-southeast-1", 2, None);
+    let nobody = failed(&cluster.isle(&["keyspace", "update", "sessions", "--residency", "region:us-east-1"]), 1);
+    assert_eq!(nobody["reason"], "INCOMPATIBLE_SETTINGS");
 }
 
 /// Every region has heard of a keyspace.

@@ -3,6 +3,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::Args;
 use isle_node::{Clock, SystemClock};
+use isle_store::SET_ASIDE;
 use isle_store::doctor::{self, Examination, Finding, Repair, Severity};
 use serde_json::json;
 
@@ -40,7 +41,7 @@ impl Doctor {
         if examination.is_sound() {
             return Ok(());
         }
-        let aside = format!("damaged-{}", SystemClock::new().wall_ms() / 1000);
+        let aside = format!("{SET_ASIDE}{}", SystemClock::new().wall_ms() / 1000);
         let repaired = doctor.repair(examination, &aside, boot::incarnation()).map_err(anyhow::Error::from)?;
         show_repair(&repaired, global.is_json());
         Ok(())

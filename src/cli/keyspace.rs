@@ -146,7 +146,9 @@ async fn update(global: &Global, name: &str, settings: &SettingFlags, options: C
         return print(&format!("{name} is so already"));
     }
     let changes: Vec<_> = changes.iter().map(ToString::to_string).collect();
-    print(&format!("{} {name}: {}", if dry_run { "would change" } else { "changed" }, changes.join(", ")))
+    print(&format!("{} {name}: {}", if dry_run { "would change" } else { "changed" }, changes.join(", ")))?;
+    let mut holders = new.holders_changing.iter();
+    holders.try_for_each(|change| print(&output::holder_doing(&change.region, change.step)))
 }
 
 async fn delete(global: &Global, name: &str, options: ChangeOptions) -> Result<(), Failure> {
@@ -182,6 +184,8 @@ fn show(keyspace: &Shown) -> Result<(), Failure> {
     rows.extend((keyspace.id > 0).then(|| ["id".to_owned(), keyspace.id.to_string()]));
     rows.extend((!keyspace.etag.is_empty()).then(|| ["etag".to_owned(), keyspace.etag.clone()]));
     rows.extend(keyspace.policy.settings().into_iter().map(|(name, text)| [name.to_owned(), text]));
+    let changing = keyspace.holders_changing.iter();
+    rows.extend(changing.map(|change| ["changing".to_owned(), output::holder_doing(&change.region, change.step)]));
     columns(rows).iter().try_for_each(|line| print(line))
 }
 

@@ -89,6 +89,7 @@ fn region_json(region: &v1::RegionStatus) -> Json {
         "overlay_bytes": known(region.overlay_bytes.into()),
         "metadata": region.metadata.as_ref().map(metadata_json),
         "keyspaces_purging": known(region.keyspaces_purging.into()),
+        "holders_changing": region.holders_changing.iter().map(holder_json).collect::<Vec<_>>(),
     })
 }
 
@@ -102,6 +103,20 @@ fn metadata_json(metadata: &v1::MetadataStatus) -> Json {
 
 fn keyspace_json(keyspace: &v1::KeyspaceStatus) -> Json {
     json!({ "name": keyspace.name, "id": keyspace.id, "records": keyspace.records, "digest": keyspace.digest })
+}
+
+fn holder_json(change: &v1::HolderChange) -> Json {
+    json!({ "keyspace": change.keyspace, "region": change.region, "step": output::holder_step(change.step()) })
+}
+
+/// What the newest metadata says that any region knows: the others have not heard of it yet.
+fn holder_lines(regions: &[v1::RegionStatus]) -> Vec<String> {
+    let revision = |region: &&v1::RegionStatus| region.metadata.as_ref().map_or(0, |metadata| metadata.revision);
+    let Some(newest) = regions.iter().max_by_key(revision) else { return Vec::new() };
+    let line = |change: &v1::HolderChange| {
+        format!("\nkeyspace {}: {}", change.keyspace, output::holder_doing(&change.region, change.step()))
+    };
+    newest.holders_changing.iter().map(line).collect()
 }
 
 fn peer_json(peer: &v1::PeerStatus) -> Json {
@@ -134,8 +149,9 @@ fn table(cluster: &str, regions: &[v1::RegionStatus]) -> Vec<String> {
             format!("\n{}: hears no majority; it serves by the metadata it knows (revision {known}), which cannot be changed now", region.region)
         }));
     }
+    lines.extend(holder_lines(regions));
     for region in regions.iter().filter(|region| region.keyspaces_purging > 0) {
-        lines.push(format!("\n{}: deleted keyspaces being purged: {}", region.region, region.keyspaces_purging));
+        lines.push(format!("\n{}: keyspaces being purged: {}", region.region, region.keyspaces_purging));
     }
     for region in regions.iter().filter(|region| !region.cause.is_empty()) {
         lines.push(format!("\n{}: {}", region.region, region.cause));

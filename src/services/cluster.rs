@@ -12,6 +12,7 @@ use isle_proto::v1::cluster_server::Cluster;
 use sha2::{Digest, Sha256};
 use tonic::{Request, Response, Status};
 
+use super::keyspaces::holders_changing;
 use super::wire;
 use crate::config::{self, Config};
 use crate::request_context;
@@ -61,6 +62,12 @@ pub struct ClusterService {
 impl ClusterService {
     pub fn new(node: Arc<Node>, facts: Arc<Facts>) -> ClusterService {
         ClusterService { node, facts, started: tokio::time::Instant::now() }
+    }
+
+    fn holders_changing(&self) -> impl Iterator<Item = v1::HolderChange> {
+        let metadata = self.node.metadata();
+        let changes: Vec<_> = metadata.keyspaces.values().flat_map(holders_changing).collect();
+        changes.into_iter()
     }
 
     /// Every region and where clients find it, sorted by name.
@@ -116,6 +123,9 @@ impl ClusterService {
             overlay_bytes: status.overlay_bytes,
             quarantined,
             keyspaces_purging: status.keyspaces_purging as u32,
+            holders_changing: sorted(self.holders_changing(), |change| {
+                (change.keyspace.clone(), change.region.clone())
+            }),
             metadata: Some(metadata(status.metadata)),
             ..v1::RegionStatus::default()
         }

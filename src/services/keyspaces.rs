@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use isle_model::Region;
 use isle_model::limits::{BATCH_BYTES_MAX, NAME_BYTES_MAX, PAGE_ITEMS_MAX};
-use isle_model::metadata::{Command, Keyspace, Metadata, Refused, is_name};
+use isle_model::metadata::{Command, Holding, Keyspace, Metadata, Refused, Step, is_name};
 use isle_model::policy::{Fault, Policy};
 use isle_node::{ChangeError, MoveReply, MoveRequest, Moved, Node, RequestContext};
 use isle_proto::policy::{masked, policy, to_policy};
@@ -101,9 +101,7 @@ impl KeyspacesService {
         let policy = to_policy(merged).map_err(|faults| bad_settings(&faults))?;
         let mut faults = policy.faults(&metadata.members);
         faults.extend(policy.faults_after(&old.policy));
-        let mut later = policy.unimplemented();
-        later.extend(policy.unimplemented_after(&old.policy, &metadata.members));
-        refuse(faults, later)?;
+        refuse(faults, policy.unimplemented())?;
         if policy == old.policy {
             return Ok(shown(old));
         }
@@ -221,9 +219,30 @@ fn refuse(faults: Vec<Fault>, later: Vec<Fault>) -> Result<(), Status> {
     if later.is_empty() { Ok(()) } else { Err(settings_not_served(&later)) }
 }
 
+/// Who comes to hold it and who ceases to; whoever is done is not named.
+pub(super) fn holders_changing(keyspace: &Keyspace) -> Vec<v1::HolderChange> {
+    let step = |step: Step| match step {
+        Step::Taking => Some(v1::HolderStep::Taking),
+        Step::Handing => Some(v1::HolderStep::Handing),
+        Step::Purging => Some(v1::HolderStep::Purging),
+        Step::Gone => None,
+    };
+    let change = |(region, holding): (&Region, &Holding)| {
+        let step = step(holding.step)?.into();
+        Some(v1::HolderChange { keyspace: keyspace.name.clone(), region: region.to_string(), step })
+    };
+    keyspace.holding.iter().filter_map(change).collect()
+}
+
 fn shown(from: &Keyspace) -> v1::Keyspace {
     let (name, policy) = (from.name.clone(), Some(policy(&from.policy)));
-    v1::Keyspace { name, id: from.id.0, policy, etag: etag::of(from.revision) }
+    v1::Keyspace {
+        name,
+        id: from.id.0,
+        policy,
+        etag: etag::of(from.revision),
+        holders_changing: holders_changing(from),
+    }
 }
 
 #[tonic::async_trait]

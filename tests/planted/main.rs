@@ -47,6 +47,7 @@ fn mixes(bug: Bug) -> &'static [Mix] {
         Bug::ReplyBeforeSync | Bug::SkipInReplay => &[Mix::Crashes, Mix::Disks],
         Bug::AdmitReplaced => &[Mix::Cloned],
         Bug::TakeForeignHome | Bug::StrongFromHere => &[Mix::Homed],
+        Bug::SkipHanding | Bug::ServeHalf | Bug::GoneAtOnce => &[Mix::Holders],
         Bug::CursorBeforeLast | Bug::KeepUnlisted => &[Mix::Away, Mix::Restored, Mix::Partitions],
         _ => &[Mix::Partitions, Mix::Crashes],
     }

@@ -20,5 +20,8 @@ pub const RECORDED: &[(Bug, &[Case])] = &[
     (Bug::PassUnreadable, &[(3, Mix::Crashes), (9, Mix::Crashes), (18, Mix::Partitions)]),
     (Bug::ChangeBeforeCommit, &[(0, Mix::Partitions), (3, Mix::Crashes), (5, Mix::Crashes)]),
     (Bug::TakeForeignHome, &[(2, Mix::Homed), (3, Mix::Homed), (5, Mix::Homed), (7, Mix::Homed)]),
-    (Bug::StrongFromHere, &[(0, Mix::Homed), (1, Mix::Homed), (3, Mix::Homed), (5, Mix::Homed)]),
+    (Bug::StrongFromHere, &[(1, Mix::Homed), (5, Mix::Homed), (6, Mix::Homed), (7, Mix::Homed)]),
+    (Bug::SkipHanding, &[(40, Mix::Holders), (57, Mix::Holders), (86, Mix::Holders), (88, Mix::Holders)]),
+    (Bug::ServeHalf, &[(62, Mix::Holders), (65, Mix::Holders), (91, Mix::Holders)]),
+    (Bug::GoneAtOnce, &[(0, Mix::Holders), (3, Mix::Holders), (5, Mix::Holders), (7, Mix::Holders)]),
 ];

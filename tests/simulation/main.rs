@@ -15,8 +15,10 @@ use rand::{Rng, SeedableRng};
 /// a peer that stayed behind by deltas left out during a state transfer that came to nothing, a counter that a clone's lost
 /// increment left different, which is the one limit that the design names, and statements of a lost branch that took the place
 /// of newer ones beside it. And of regions that leave and join: a leader that counted a newcomer for the voter that it had been, an
-/// emptied disk that was believed to be one, and a join that was given up while it went on.
-const ONCE_FAILED: [Case; 9] = [
+/// emptied disk that was believed to be one, and a join that was given up while it went on. Of homes and holders: a region that took
+/// itself for the home of a key that only the client's token knew, a region that handed a keyspace over and never heard that a state
+/// had brought it to a peer, and two histories in which the account took a move for the write whose value it carried.
+const ONCE_FAILED: [Case; 14] = [
     (459, Mix::Lying),
     (631, Mix::Lying),
     (671, Mix::Lying),
@@ -26,6 +28,11 @@ const ONCE_FAILED: [Case; 9] = [
     (256, Mix::Members),
     (173, Mix::Members),
     (356, Mix::Members),
+    (2, Mix::Holders),
+    (147, Mix::Holders),
+    (183, Mix::Holders),
+    (16, Mix::Homed),
+    (64, Mix::Homed),
 ];
 
 #[test]

@@ -26,6 +26,17 @@ pub struct Keyspace {
     pub policy: Policy,
     /// Hand it back in `ChangeOptions`. Empty in the reply to a dry run of something new.
     pub etag: String,
+    /// Regions that come to hold the data, or cease to, as the region that answered knows it. A narrower residency is in force once no
+    /// region hands over or purges any more.
+    pub holders_changing: Vec<HolderChange>,
+}
+
+pub use isle_proto::v1::HolderStep;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HolderChange {
+    pub region: String,
+    pub step: HolderStep,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -47,12 +58,15 @@ pub struct ChangeOptions {
 
 impl Keyspace {
     fn of_wire(from: Option<v1::Keyspace>) -> Result<Keyspace, Error> {
-        let v1::Keyspace { name, id, policy, etag } = from.ok_or_else(|| unreadable("it shows no keyspace"))?;
+        let v1::Keyspace { name, id, policy, etag, holders_changing } =
+            from.ok_or_else(|| unreadable("it shows no keyspace"))?;
         let policy = to_policy(policy.unwrap_or_default()).map_err(|faults| {
             let faults: Vec<_> = faults.iter().map(Fault::to_string).collect();
             unreadable(&faults.join("; "))
         })?;
-        Ok(Keyspace { name, id, policy, etag })
+        let change = |from: v1::HolderChange| HolderChange { step: from.step(), region: from.region };
+        let holders_changing = holders_changing.into_iter().map(change).collect();
+        Ok(Keyspace { name, id, policy, etag, holders_changing })
     }
 }
 
@@ -128,7 +142,7 @@ impl Client {
         options: ChangeOptions,
     ) -> Result<Keyspace, Error> {
         let (policy, etag) = (Some(wire_policy(policy)), options.etag);
-        let keyspace = v1::Keyspace { name: name.to_owned(), id: 0, policy, etag };
+        let keyspace = v1::Keyspace { name: name.to_owned(), policy, etag, ..Default::default() };
         let paths = match settings {
             [] => vec!["*".to_owned()],
             named => named.iter().map(|setting| format!("policy.{setting}")).collect(),

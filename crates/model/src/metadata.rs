@@ -4,6 +4,9 @@
 //! The laws it keeps: an id is never given to a second keyspace; a change is made to the revision its maker saw, or not at all;
 //! no keyspace is left with a policy that its members cannot keep. Keys never come here.
 
+mod holders;
+mod members;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
@@ -12,6 +15,8 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::limits::{KEYSPACES_MAX, NAME_BYTES_MAX};
 use crate::policy::{Fault, HomeRule, Member, MemberState, Members, Policy};
 use crate::{KeyspaceId, Region};
+
+pub use holders::{Heirs, Holding, Step};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Metadata {
@@ -42,6 +47,12 @@ pub struct Keyspace {
     /// The index of the command that moved homes last; 0 before any.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub epoch: u64,
+    /// Regions that come to hold the data, or cease to. Those of its policy that are not named here have all of it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub holding: BTreeMap<Region, Holding>,
+    /// Who is in the place of regions that are homes no more, each time that one ceased to be; the oldest first.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub heirs: BTreeMap<Region, Vec<Heirs>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,6 +82,13 @@ pub enum Command {
     Delete {
         id: KeyspaceId,
         expected: Option<u64>,
+    },
+    /// Said by a region that comes to hold a keyspace, or ceases to: it has done what its step asks for. `since` is the command that
+    /// brought it there.
+    Step {
+        id: KeyspaceId,
+        region: Region,
+        since: u64,
     },
     /// A region is one of the cluster's from here on, and serves once it has the state of it.
     Join {
@@ -119,6 +137,9 @@ pub enum Refused {
     /// Such as one that leaves and is told to serve.
     #[error("{region} is {state:?}")]
     State { region: Region, state: MemberState },
+    /// It was done before, or another change has come in between.
+    #[error("{region} is at another step by now")]
+    Overtaken { region: Region },
 }
 
 impl Keyspace {
@@ -184,7 +205,9 @@ impl Metadata {
                 }
                 let mut faults = policy.faults(&staying);
                 faults.extend(policy.faults_after(&keyspace.policy));
+                faults.extend(keyspace.faults_of_holders(&policy, &self.members));
                 refuse(faults)?;
+                keyspace.change_holders(&policy, &self.members, index);
                 (keyspace.policy, keyspace.revision) = (policy, index);
                 Some(keyspace.clone())
             }
@@ -211,6 +234,8 @@ impl Metadata {
                     faults.push(fault("to", format!("{to} does not serve now (it is {:?})", self.members[&to].state)));
                 } else if !policy.admits(&to, &self.members) {
                     faults.push(fault("to", format!("{to} may not hold the data: residency={}", policy.residency)));
+                } else if !keyspace.is_held_by(&to, &self.members) {
+                    faults.push(fault("to", format!("{to} does not have all of the data yet")));
                 }
                 faults.extend(policy.faults(&staying));
                 refuse(faults)?;
@@ -230,83 +255,33 @@ impl Metadata {
                 }
                 self.keyspaces.remove(&id)
             }
-            Command::Join { region, member } => {
-                if self.members.contains_key(&region) {
-                    return Err(Refused::IsMember { region });
-                }
-                if !is_name(region.as_str()) {
-                    return Err(Refused::Faulty { faults: vec![fault("region", format!("{region:?} is not a name"))] });
-                }
-                self.members.insert(region, Member { state: MemberState::Joining, joined: index, ..member });
-                None
+            Command::Step { id, region, since } => {
+                let keyspace = self.keyspaces.get_mut(&id).ok_or(Refused::Unknown { id })?;
+                keyspace.step_on(&region, since, &self.members, index)?;
+                Some(keyspace.clone())
             }
-            Command::Serve { region, joined } => {
-                let member = self.members.get_mut(&region).ok_or(Refused::NoMember { region: region.clone() })?;
-                if member.joined != joined {
-                    return Err(Refused::NoMember { region });
-                }
-                if member.state == MemberState::Leaving {
-                    return Err(Refused::State { region, state: member.state });
-                }
-                member.state = MemberState::Serving;
-                None
-            }
-            Command::Leave { region } => {
-                self.check_dispensable(&region)?;
-                match self.members.get_mut(&region) {
-                    // It has taken nothing yet.
-                    Some(member) if member.state == MemberState::Joining => drop(self.members.remove(&region)),
-                    Some(member) => member.state = MemberState::Leaving,
-                    None => {}
-                }
-                None
-            }
-            Command::Remove { region, joined } => {
-                if joined.is_some_and(|joined| self.members.get(&region).is_none_or(|member| member.joined != joined)) {
-                    return Err(Refused::NoMember { region });
-                }
-                self.check_dispensable(&region)?;
-                self.members.remove(&region);
-                // Keys that had their home there get another, and writes know which of the two came later.
-                let homes = self.keyspaces.values_mut().filter(|keyspace| keyspace.policy.home.is_some());
-                homes.for_each(|keyspace| keyspace.epoch = index);
-                None
-            }
+            Command::Join { region, member } => self.join(region, member, index).map(|()| None)?,
+            Command::Serve { region, joined } => self.serve(region, joined, index).map(|()| None)?,
+            Command::Leave { region } => self.leave(&region).map(|()| None)?,
+            Command::Remove { region, joined } => self.remove(region, joined, index).map(|()| None)?,
         };
         self.revision = index;
         Ok(done)
     }
 
-    /// The members without those that are on their way out: what is promised has to be kept without these.
-    fn staying(&self) -> Members {
-        let stays = |(_, member): &(&Region, &Member)| member.state != MemberState::Leaving;
-        self.members.iter().filter(stays).map(|(region, member)| (region.clone(), member.clone())).collect()
-    }
-
-    /// Whether every keyspace keeps its promises without a region.
-    fn check_dispensable(&self, region: &Region) -> Result<(), Refused> {
-        if !self.members.contains_key(region) {
-            return Err(Refused::NoMember { region: region.clone() });
-        }
-        let mut rest = self.staying();
-        rest.remove(region);
-        let mut faults = Vec::new();
-        if !rest.values().any(|member| member.state.is_serving()) {
-            faults.push(fault("region", format!("{region} is the last one that serves")));
-        }
-        for keyspace in self.keyspaces.values() {
-            let named = |found: Fault| Fault {
-                rule: format!("keyspace {:?} without {region}: {}: {}", keyspace.name, found.field, found.rule),
-                field: "region".into(),
-            };
-            faults.extend(keyspace.policy.faults(&rest).into_iter().map(named));
-        }
-        refuse(faults)
-    }
-
     fn insert(&mut self, id: KeyspaceId, name: String, policy: Policy, index: u64) {
         self.id_max = self.id_max.max(id.0);
-        self.keyspaces.insert(id, Keyspace { id, name, policy, revision: index, created: index, epoch: 0 });
+        let keyspace = Keyspace {
+            id,
+            name,
+            policy,
+            revision: index,
+            created: index,
+            epoch: 0,
+            holding: BTreeMap::new(),
+            heirs: BTreeMap::new(),
+        };
+        self.keyspaces.insert(id, keyspace);
     }
 
     /// The regions that hold a copy of a keyspace's data, in the order of their names; none of one that is not there.

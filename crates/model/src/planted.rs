@@ -35,10 +35,16 @@ pub enum Bug {
     TakeForeignHome = 14,
     /// A strong read is served from what the region has that was asked (strong reads).
     StrongFromHere = 15,
+    /// A region that may hold a keyspace no more purges it without handing it over (narrowing).
+    SkipHanding = 16,
+    /// A region that comes to hold a keyspace serves it before it has all of it (widening).
+    ServeHalf = 17,
+    /// A region says that it is rid of a keyspace before it is (narrowing).
+    GoneAtOnce = 18,
 }
 
 impl Bug {
-    pub const ALL: [Bug; 15] = [
+    pub const ALL: [Bug; 18] = [
         Bug::ReplyBeforeSync,
         Bug::ForgetEarly,
         Bug::SkipGap,
@@ -54,6 +60,9 @@ impl Bug {
         Bug::ChangeBeforeCommit,
         Bug::TakeForeignHome,
         Bug::StrongFromHere,
+        Bug::SkipHanding,
+        Bug::ServeHalf,
+        Bug::GoneAtOnce,
     ];
 }
 

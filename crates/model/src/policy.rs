@@ -240,14 +240,16 @@ impl Policy {
         }
     }
 
-    /// The holder that serves and that a key's hash chooses. It is also the home of a key whose home has left the cluster: every
-    /// region that has heard of that comes to the same.
+    /// The holder that a key's hash chooses among those that have the data. One that leaves is among them until it has left: two would
+    /// make one key else.
     pub fn home_by_hash(&self, key: &[u8], members: &Members) -> Option<Region> {
-        let weight = |region: &Region| {
-            (xxh3_64_with_seed(key, xxh3_64_with_seed(region.as_str().as_bytes(), 0)), region.clone())
-        };
-        let serving = self.holders(members).filter(|region| members[*region].state.is_serving());
-        serving.map(weight).max().map(|(_, region)| region)
+        let serving = self.holders(members).filter(|region| members[*region].state != MemberState::Joining);
+        Policy::chosen_by_hash(key, serving).cloned()
+    }
+
+    pub(crate) fn chosen_by_hash<'a>(key: &[u8], among: impl Iterator<Item = &'a Region>) -> Option<&'a Region> {
+        let weight = |region: &&Region| xxh3_64_with_seed(key, xxh3_64_with_seed(region.as_str().as_bytes(), 0));
+        among.max_by_key(|region| (weight(region), *region))
     }
 }
 

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use isle_model::metadata::{Keyspace, Metadata};
+use isle_model::metadata::{Keyspace, Metadata, Step};
 use isle_model::policy::{MemberState, Members};
 use isle_model::{KeyspaceId, Region};
 use tokio::sync::watch;
@@ -82,13 +82,46 @@ impl Known {
         NodeError::UnknownKeyspace { name: name.to_owned(), known }
     }
 
+    /// Whether the others go by what a region states of a keyspace: those that hold it do, and one that hands it over, for what it has
+    /// of a lost region's they ask for by what it states.
+    pub(crate) fn has_to_state(&self, region: &Region, id: KeyspaceId) -> bool {
+        self.takes_part(region, id) && !self.is_taking(region, id)
+    }
+
+    /// Whether a region is to get nothing of a keyspace any more, whatever it may lack: it hands it over, or has.
+    pub(crate) fn is_shut_out(&self, region: &Region, id: KeyspaceId) -> bool {
+        self.is_gone_from(region, id) || self.step(region, id) == Some(Step::Handing)
+    }
+
+    /// Why a region serves nothing of a keyspace.
+    pub(crate) fn not_held(&self, region: &Region, keyspace: &Keyspace) -> NodeError {
+        let name = keyspace.name.clone();
+        match keyspace.step(region) {
+            Some(Step::Taking) => NodeError::TakingKeyspace { keyspace: name },
+            _ => NodeError::ResidencyViolation {
+                keyspace: name,
+                holders: self.metadata.holders(keyspace.id).cloned().collect(),
+            },
+        }
+    }
+
     pub(crate) fn keyspace(&self, id: KeyspaceId) -> Option<&Keyspace> {
         self.metadata.keyspaces.get(&id)
     }
 
-    /// Whether the cluster has deleted a keyspace. It stays so.
-    pub(crate) fn is_gone(&self, id: KeyspaceId) -> bool {
-        self.metadata.is_gone(id)
+    /// Whether nothing of a keyspace may be in a region: the cluster has deleted it, or the region has handed over what it had of it.
+    pub(crate) fn is_gone_from(&self, region: &Region, id: KeyspaceId) -> bool {
+        self.metadata.is_gone(id) || self.keyspace(id).is_some_and(|keyspace| keyspace.is_barred(region))
+    }
+
+    /// How far a region has come in holding a keyspace, or in ceasing to.
+    pub(crate) fn step(&self, region: &Region, id: KeyspaceId) -> Option<Step> {
+        self.keyspace(id)?.step(region)
+    }
+
+    /// Whether a region comes to hold a keyspace, and lacks some of what there is of it.
+    pub(crate) fn is_taking(&self, region: &Region, id: KeyspaceId) -> bool {
+        self.step(region, id) == Some(Step::Taking)
     }
 
     pub(crate) fn fingerprints(&self) -> &Arc<Fingerprints> {
@@ -107,19 +140,24 @@ impl Known {
         members.filter(move |(region, member)| *region != me && member.state != MemberState::Joining).map(|(r, _)| r)
     }
 
-    /// Whether a region may hold a keyspace's data, copied there or its own.
-    pub(crate) fn holds(&self, region: &Region, id: KeyspaceId) -> bool {
-        self.keyspace(id).is_some_and(|keyspace| keyspace.policy.admits(region, &self.metadata.members))
-    }
-
     /// Whether what one region writes into a keyspace is for another.
     pub(crate) fn is_for(&self, region: &Region, id: KeyspaceId) -> bool {
         self.keyspace(id).is_some_and(|ks| ks.policy.is_copied() && ks.policy.admits(region, &self.metadata.members))
     }
 
-    /// Whether a region's copy counts among those that a write is to have: it is there to stay.
+    /// Whether a region's copy counts among those that a write is to have: it is whole, and there to stay.
     pub(crate) fn counts_for(&self, region: &Region, id: KeyspaceId) -> bool {
-        self.metadata.members.get(region).is_some_and(|member| member.state.is_serving()) && self.is_for(region, id)
+        self.serves(region) && self.is_for(region, id) && !self.is_taking(region, id)
+    }
+
+    /// Whether a region is a member that has come, and does not go.
+    pub(crate) fn serves(&self, region: &Region) -> bool {
+        self.metadata.members.get(region).is_some_and(|member| member.state.is_serving())
+    }
+
+    /// Whether a region may have writes of a keyspace that are not here, and has not heard of all that are: it is waited for.
+    pub(crate) fn takes_part(&self, region: &Region, id: KeyspaceId) -> bool {
+        self.is_for(region, id) || self.step(region, id) == Some(Step::Handing)
     }
 
     /// The keyspaces whose data a region may hold.

@@ -38,6 +38,9 @@ pub enum NodeError {
     /// Ask another region until it serves.
     #[error("this region is joining the cluster, and does not serve yet")]
     Joining,
+    /// Ask another region until it has.
+    #[error("this region may hold keyspace {keyspace:?} since lately, and does not have all of it yet")]
+    TakingKeyspace { keyspace: String },
     #[error("there is no keyspace {name:?}; there are: {}", .known.join(", "))]
     UnknownKeyspace { name: String, known: Vec<String> },
     /// Ask one of the holders.
@@ -60,7 +63,7 @@ pub enum NodeError {
     #[error("{field}: {source}")]
     BadToken { field: &'static str, source: BadToken },
     /// The token names writes that this region has not heard of. Try again, or ask the region that gave it.
-    #[error("this region has not reached what the token saw (incarnation {incarnation} is unknown here)")]
+    #[error("this region has not reached what the token saw of incarnation {incarnation}")]
     SessionNotReached { incarnation: Incarnation },
     /// The read allows less. Ask another region, allow more, or try again.
     #[error("this region may be {} behind, the read allows {} ms", shown(.staleness), .bound.as_millis())]

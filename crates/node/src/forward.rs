@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::join_all;
-use isle_model::metadata::Keyspace;
+use isle_model::metadata::{Keyspace, Step};
 use isle_model::policy::Replication;
 use isle_model::{Dot, Incarnation, IncarnationTree, KeyspaceId, Record, Region, Row, planted};
 use tokio::time::Instant;
@@ -36,11 +36,15 @@ const PAUSE_MIN: Duration = Duration::from_millis(1);
 const PAUSE_MAX: Duration = Duration::from_millis(50);
 /// What a refusal by a region that is not the home says on the wire.
 const NOT_HOME: &str = "NOT_HOME";
+/// And by one that may not hold the key.
+const RESIDENCY_VIOLATION: &str = "RESIDENCY_VIOLATION";
 
 /// What came of asking everybody for a key.
 enum Found {
     Here(Box<GetReply>),
     At(Region),
+    /// Where it was sought it names no home: everybody is to be asked.
+    Nowhere,
 }
 
 /// A write that other holders have to confirm before it is acknowledged.
@@ -100,6 +104,9 @@ impl Node {
         match Gate::to(&self.shared, home).judge(keyspace) {
             Verdict::Pass => {}
             Verdict::Wait => return Err(unreachable("it has not heard of a change of the keyspace yet")),
+            Verdict::Never if self.shared.catalog.known().step(home, keyspace) == Some(Step::Handing) => {
+                return Err(unreachable("it is handing the keyspace over"));
+            }
             Verdict::Never => return Err(unreachable("it may not hold the keyspace")),
         }
         let peer = slot.handle.lock().clone().ok_or_else(|| unreachable("there is no connection to it"))?;
@@ -168,26 +175,54 @@ impl Node {
         let mut home = self.presumed_home(keyspace, key)?;
         let mut patience = Patience::until(self.deadline(ctx));
         loop {
-            home = match home {
+            let asked = match home {
                 Some(at) if at == *self.shared.me() || planted::is(planted::Bug::StrongFromHere) => {
                     return self.own_reply(keyspace, key);
                 }
-                Some(at) => {
-                    let reply = self.read_from(ctx, &at, keyspace, key).await?;
-                    if reply.home.as_ref() == Some(&at) {
-                        return self.reply_from(at, keyspace, key, reply);
-                    }
-                    reply.home
-                }
-                None => match self.get_wherever_it_is(ctx, keyspace, key).await? {
-                    Found::Here(reply) => return Ok(*reply),
-                    Found::At(home) => Some(home),
-                },
+                Some(at) => self.get_from(ctx, at, keyspace, key).await,
+                None => self.get_wherever_it_is(ctx, keyspace, key).await,
             };
+            let (next, refusal) = match asked {
+                Ok(Found::Here(reply)) => return Ok(*reply),
+                Ok(Found::At(home)) => (Some(home), None),
+                Ok(Found::Nowhere) => (None, None),
+                Err(error) if self.awaits_heirs(keyspace, &error) => (self.presumed_home(keyspace, key)?, Some(error)),
+                Err(error) => return Err(error),
+            };
+            home = next;
             if !patience.another_round().await {
                 let home = home.unwrap_or_else(|| self.shared.me().clone());
-                return Err(NodeError::HomeUnreachable { home, reason: "it is moving; try again".to_owned() });
+                let moving = || NodeError::HomeUnreachable { home, reason: "it is moving; try again".to_owned() };
+                return Err(refusal.unwrap_or_else(moving));
             }
+        }
+    }
+
+    /// Whether a home that was not reached hands its keys over, so that they have another before long; or has done so, and the region
+    /// that was asked knew before this one.
+    pub(crate) fn awaits_heirs(&self, keyspace: KeyspaceId, refusal: &NodeError) -> bool {
+        match refusal {
+            NodeError::HomeUnreachable { home, .. } => {
+                let step = self.shared.catalog.known().step(home, keyspace);
+                step.is_some_and(|step| step != Step::Taking)
+            }
+            NodeError::Remote(remote) => remote.reason == RESIDENCY_VIOLATION,
+            _ => false,
+        }
+    }
+
+    async fn get_from(
+        &self,
+        ctx: &RequestContext,
+        at: Region,
+        keyspace: KeyspaceId,
+        key: &Bytes,
+    ) -> Result<Found, NodeError> {
+        let reply = self.read_from(ctx, &at, keyspace, key).await?;
+        match &reply.home {
+            Some(home) if *home == at => Ok(Found::Here(Box::new(self.reply_from(at, keyspace, key, reply)?))),
+            Some(home) => Ok(Found::At(home.clone())),
+            None => Ok(Found::Nowhere),
         }
     }
 
@@ -199,7 +234,7 @@ impl Node {
         let (tree, members) = (self.shared.store.tree(), &known.metadata.members);
         let lineage = tree.shard(self.shared.shard_of(keyspace, key));
         let home = home_named_by(held, members, key, &record, lineage);
-        Ok(home.or_else(|| held.policy.home_of(key, members)))
+        Ok(home.or_else(|| held.home_of(key, members)))
     }
 
     /// A key that is not here may have been created in any region: all are asked. What all of them have together is what there is.
@@ -211,7 +246,8 @@ impl Node {
     ) -> Result<Found, NodeError> {
         let known = self.shared.catalog.known();
         // One that joins has taken no write.
-        let others: Vec<&Region> = known.others(self.shared.me()).filter(|peer| known.is_for(peer, keyspace)).collect();
+        let may_have = |peer: &&Region| known.takes_part(peer, keyspace) && !known.is_taking(peer, keyspace);
+        let others: Vec<&Region> = known.others(self.shared.me()).filter(may_have).collect();
         let asked = others.iter().map(|other| self.read_from(ctx, other, keyspace, key));
         let replies = join_all(asked).await;
         let shard = self.shared.shard_of(keyspace, key);

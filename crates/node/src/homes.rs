@@ -1,9 +1,9 @@
 //! Which region a key's writes go to. Pure.
 //!
-//! A live record names its home itself; where nothing is live, the policy does, then whoever creates the key. Where the home has left
-//! the cluster, the key's hash chooses another among the holders, and the next write names it. So two regions
-//! that create one key at once may both be right: a conflict like any other, settled when they hear of each other, and its
-//! home with it.
+//! A live record names its home itself; where nothing is live, the policy does, then whoever creates the key. Where the home is none
+//! any more, the key's hash chooses another among those that were holders then (`model/metadata/holders.rs`), and the next write
+//! names it. So two regions that create one key at once may both be right: a conflict like any other, settled when they hear of
+//! each other, and its home with it.
 
 use isle_model::metadata::Keyspace;
 use isle_model::policy::Members;
@@ -17,7 +17,7 @@ pub(crate) fn home_of_new(
     asked: Option<&Region>,
     me: &Region,
 ) -> Region {
-    keyspace.policy.home_of(key, members).unwrap_or_else(|| asked.unwrap_or(me).clone())
+    keyspace.home_of(key, members).unwrap_or_else(|| asked.unwrap_or(me).clone())
 }
 
 /// The home of a key whose newest record is this one.
@@ -34,7 +34,7 @@ pub(crate) fn home_of(
     named.unwrap_or_else(|| home_of_new(keyspace, members, key, asked, me))
 }
 
-/// The home that a record names, or the one in its place where that has left the cluster; `None` where it names none.
+/// The home that a record names, or the one in its place where that is none any more; `None` where it names none.
 pub(crate) fn home_named_by(
     keyspace: &Keyspace,
     members: &Members,
@@ -42,13 +42,14 @@ pub(crate) fn home_named_by(
     record: &Record,
     lineage: Lineage<'_>,
 ) -> Option<Region> {
-    let home = record.home(lineage)?;
-    if members.contains_key(&home) { Some(home) } else { keyspace.policy.home_by_hash(key, members) }
+    let (home, epoch) = record.home_and_epoch(lineage)?;
+    keyspace.home_named(key, &home, epoch, members)
 }
 
-/// Whether the home that a record names has left the cluster.
-pub(crate) fn home_has_left(members: &Members, record: &Record, lineage: Lineage<'_>) -> bool {
-    record.home(lineage).is_some_and(|home| !members.contains_key(&home))
+/// Whether another region is in the place of the home that a record names: then that is to be named.
+pub(crate) fn home_is_replaced(keyspace: &Keyspace, members: &Members, record: &Record, lineage: Lineage<'_>) -> bool {
+    let Some((home, epoch)) = record.home_and_epoch(lineage) else { return false };
+    keyspace.is_replaced(&home, epoch, members)
 }
 
 /// Why a request may not name this home.
@@ -66,6 +67,9 @@ pub(crate) fn fault_of(keyspace: &Keyspace, members: &Members, key: &[u8], asked
     }
     if !policy.admits(asked, members) {
         return Some(format!("{asked} may not hold the data: residency={}", policy.residency));
+    }
+    if !keyspace.is_held_by(asked, members) {
+        return Some(format!("{asked} does not have all of the data yet"));
     }
     let decided = policy.home_of(key, members).filter(|home| home != asked)?;
     Some(format!("the keyspace's policy makes {decided} this key's home"))

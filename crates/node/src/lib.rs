@@ -8,6 +8,7 @@
 //!                              repair ┘               └ egress: the gate
 //!            write_batch, reads ─▶ forward: to the home of a key, where that is another region (homes, moves)
 //!            maintenance: statements, tombstones, trimming
+//!            members: regions that come and go; holdings: keyspaces that this region comes to hold, and ceases to
 //!            cluster: the metadata that all regions agree on ─▶ catalog
 //! ```
 //! It knows no wire format and no file: those are the server's and the store's. Time, peers, chance and storage are parts
@@ -25,6 +26,8 @@ mod durability;
 mod egress;
 mod error;
 mod forward;
+mod handover;
+mod holdings;
 mod homes;
 mod maintenance;
 mod members;

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,6 +21,8 @@ use crate::shared::{Shared, StreamKey};
 
 const PULSE: Duration = Duration::from_millis(100);
 const TOMBSTONES_A_ROUND: usize = 512;
+/// A peer that is away for longer does not keep the log from being rid of what may not be in it.
+const SCRUB_AWAY_MAX: Duration = Duration::from_secs(10);
 /// Simulation: how often the storage is maintained.
 const MAINTAIN_EVERY: Duration = Duration::from_millis(20);
 const MAINTAIN_STEPS_MAX: usize = 64;
@@ -81,19 +84,24 @@ impl Upkeep {
         self.expire_the_long_away();
         self.trim().await;
         // A region that is behind has nothing to state, nor the right to forget.
-        if self.shared.standing.lock().is_behind() {
+        if self.shared.is_behind() {
             return Ok(());
         }
         self.state().await?;
         self.forget().await
     }
 
-    /// Whatever is here of keyspaces that the cluster has deleted goes, also where this region was away meanwhile. What a shard has
-    /// taken in since the last round goes in the next.
+    /// Whatever is here of keyspaces that the cluster has deleted goes, and of those that this region has handed over, also where it was
+    /// away meanwhile. What a shard has taken in since the last round goes in the next.
     async fn purge(&self) -> Result<(), NodeError> {
         let known = self.shared.catalog.known();
-        let gone: Vec<StreamKey> =
-            self.shared.store.kept().into_iter().filter(|(keyspace, _)| known.is_gone(*keyspace)).collect();
+        let gone: Vec<StreamKey> = self
+            .shared
+            .store
+            .kept()
+            .into_iter()
+            .filter(|(keyspace, _)| known.is_gone_from(self.shared.me(), *keyspace))
+            .collect();
         for queue in &self.shared.queues {
             let here = gone.iter().filter(|(_, shard)| *shard == queue.shard);
             let keyspaces: Vec<KeyspaceId> = here.map(|(keyspace, _)| *keyspace).collect();
@@ -103,7 +111,7 @@ impl Upkeep {
             let named = keyspaces.clone();
             let answer = queue.submit(512, |answer| Job::Purge { keyspaces, answer }).await?;
             if answer_of(answer).await? > 0 {
-                tracing::info!(shard = queue.shard.0, keyspaces = ?named, "what was deleted is purged");
+                tracing::info!(shard = queue.shard.0, keyspaces = ?named, "what is gone is purged");
             }
         }
         Ok(())
@@ -133,8 +141,10 @@ impl Upkeep {
         }
         for queue in &self.shared.queues {
             let known = self.shared.catalog.known();
-            let copied = || known.held_by(self.shared.me()).filter(|keyspace| keyspace.policy.is_copied());
-            let ids = || copied().map(|keyspace| keyspace.id);
+            let ids = || {
+                let all = known.metadata.keyspaces.keys().copied();
+                all.filter(|id| known.has_to_state(self.shared.me(), *id))
+            };
             let again: Vec<KeyspaceId> = {
                 let mut restate = self.shared.restate.lock();
                 ids().filter(|id| restate.remove(&(*id, queue.shard))).collect()
@@ -152,7 +162,10 @@ impl Upkeep {
     }
 
     async fn forget(&mut self) -> Result<(), NodeError> {
-        for stream in self.shared.stream_keys() {
+        let (shared, known) = (self.shared.clone(), self.shared.catalog.known());
+        // Nor has a region in what it does not have all of.
+        let whole = |stream: &StreamKey| !known.is_taking(shared.me(), stream.0);
+        for stream in shared.stream_keys().into_iter().filter(whole) {
             let holders = self.holders(stream.0);
             let keys = self.forgettable(stream, &holders)?;
             if keys.is_empty() {
@@ -172,7 +185,7 @@ impl Upkeep {
         let known = self.shared.catalog.known();
         let standing = self.shared.standing.lock();
         let peers = self.shared.peers.all();
-        let copies = peers.keys().filter(|region| known.is_for(region, keyspace));
+        let copies = peers.keys().filter(|region| known.takes_part(region, keyspace));
         let waited_for = copies.filter(|region| !standing.is_expired(region));
         std::iter::once(self.shared.me()).chain(waited_for).cloned().collect()
     }
@@ -216,7 +229,12 @@ fn floor(shared: &Shared) -> isle_store::LogPosition {
     let (durable, oldest, now) = (store.durable(), store.oldest(), shared.now());
     let ages = shared.ages.lock();
     let peers = shared.peers.all();
+    let is_scrubbing = shared.scrubbing.load(Ordering::Relaxed);
     let waited_for = peers.values().filter_map(|slot| {
+        // What may not be here any more does not stay for the sake of one that is away: it gets the state of what may.
+        if is_scrubbing && slot.link.lock().away(now) >= SCRUB_AWAY_MAX {
+            return None;
+        }
         let confirmed = slot.link.lock().confirmed.as_ref().map_or(oldest, |confirmed| confirmed.position);
         let waits = budget.waits(store.log_bytes_between(confirmed, durable), ages.lag(confirmed, durable, now));
         waits.then_some(confirmed)

@@ -9,29 +9,27 @@
 //! The laws it keeps: no state is taken before every member waits for this region, for else one of them may forget a tombstone that
 //! the state does not hold yet; and nobody ceases to be a member whose acknowledged writes no other has.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
+use isle_model::Region;
 use isle_model::metadata::{Command, Metadata, Refused};
 use isle_model::policy::MemberState;
-use isle_model::{Dot, Region, Streams, Vector};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 use crate::catalog::Known;
 use crate::change::ChangeError;
+use crate::handover::{finish_writes, is_with_others};
+use crate::holdings::Holdings;
 use crate::node::rng_of;
-use crate::peer::{Connector, ToReceiver};
+use crate::peer::Connector;
 use crate::peers::PeerSlot;
-use crate::replication::handshake::hello_for;
 use crate::replication::inbound::Inbound;
-use crate::shard_queue::{Job, answer_of};
-use crate::shared::{Shared, StreamKey};
+use crate::shared::Shared;
 use crate::standing::Standing;
-use crate::{NodeConfig, NodeError, PeerConfig, cluster};
+use crate::{NodeConfig, PeerConfig, cluster};
 
 /// How often what is waited for is looked at again.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -105,6 +103,7 @@ impl Members {
         let shared = self.shared.clone();
         let mut catalog = shared.catalog.subscribe();
         let (mut joining, mut leaving) = (std::pin::pin!(join(&shared)), std::pin::pin!(leave(&shared)));
+        let mut holding = std::pin::pin!(Holdings::new(shared.clone()).run());
         let (mut joined, mut left) = (false, false);
         loop {
             self.follow(&catalog.borrow_and_update().clone());
@@ -114,6 +113,7 @@ impl Members {
                 changed = catalog.changed() => if changed.is_err() { break },
                 () = &mut joining, if !joined => joined = true,
                 () = &mut leaving, if !left => left = true,
+                () = &mut holding => break,
             }
         }
         // They hear the same word.
@@ -214,12 +214,9 @@ async fn leave(shared: &Shared) {
         tracing::warn!(%error, "what was accepted is not committed yet");
         sleep(LOOK_EVERY).await;
     }
-    let (own, absorbed) = (own_ends(shared), shared.store.all_streams());
-    while !has_been_absorbed(shared, &absorbed).await {
+    let had = shared.store.all_streams();
+    while !is_with_others(shared, &had, AWAY_MAX).await {
         sleep(SAY_AGAIN).await;
-    }
-    while !is_with_others(shared, &own) {
-        sleep(LOOK_EVERY).await;
     }
     tracing::info!("the others have all that this region took");
     loop {
@@ -232,98 +229,16 @@ async fn leave(shared: &Shared) {
     }
 }
 
-/// Waits for the commit of every write that was accepted. Later ones are refused in the shards' loops.
-async fn finish_writes(shared: &Shared) -> Result<(), NodeError> {
-    for queue in &shared.queues {
-        let nothing = |answer| Job::Statement { keyspaces: Vec::new(), again: Vec::new(), answer };
-        answer_of(queue.submit(512, nothing).await?).await?;
-    }
-    Ok(())
-}
-
-/// The last of this region's own deltas in each stream that others take.
-fn own_ends(shared: &Shared) -> BTreeMap<StreamKey, Dot> {
-    let known = shared.catalog.known();
-    let copied = |stream: &StreamKey| known.keyspace(stream.0).is_some_and(|keyspace| keyspace.policy.is_copied());
-    let streams = shared.store.all_streams().into_iter().filter(|(stream, _)| copied(stream));
-    streams.filter_map(|(stream, streams)| Some((stream, streams.last_own()?))).collect()
-}
-
-/// Whether every other holder has confirmed these; one that has long been away does not count where another has.
-fn is_with_others(shared: &Shared, own: &BTreeMap<StreamKey, Dot>) -> bool {
-    let (known, tree, now) = (shared.catalog.known(), shared.store.tree(), shared.now());
-    let peers = shared.peers.all();
-    own.iter().all(|(stream, dot)| {
-        if known.is_gone(stream.0) {
-            return true;
-        }
-        let lineage = tree.shard(stream.1);
-        let holders = peers.iter().filter(|(region, _)| known.is_for(region, stream.0));
-        let (mut confirmed, mut missing) = (0, 0);
-        for (_, slot) in holders {
-            let link = slot.link.lock();
-            let cursors = link.confirmed.as_ref().map(|confirmed| &confirmed.cursors);
-            match cursors.and_then(|cursors| cursors.get(stream)).is_some_and(|v| v.covers(*dot, lineage)) {
-                true => confirmed += 1,
-                false => missing += usize::from(link.away(now) < AWAY_MAX),
-            }
-        }
-        // Where nobody else may hold it there is nobody to wait for: the cluster has agreed to do without.
-        missing == 0 && (confirmed > 0 || !peers.keys().any(|region| known.is_for(region, stream.0)))
-    })
-}
-
-/// Whether the others hold what this region has of everybody's writes: the last copy of one may be here, where its own region is gone.
-/// Those that are away have to ask the rest.
-async fn has_been_absorbed(shared: &Shared, absorbed: &[(StreamKey, Arc<Streams>)]) -> bool {
-    let known = shared.catalog.known();
-    for (region, slot) in shared.peers.all().iter() {
-        let serves = known.metadata.members.get(region).is_some_and(|member| member.state.is_serving());
-        if !serves || slot.link.lock().away(shared.now()) >= AWAY_MAX {
-            continue;
-        }
-        let Some(theirs) = absorbed_by(shared, slot).await else { return false };
-        let tree = shared.store.tree();
-        let nothing = Vector::new();
-        let has = |(stream, had): &(StreamKey, Arc<Streams>)| {
-            let lineage = tree.shard(stream.1);
-            let of = |origin| theirs.get(stream).and_then(|vectors| vectors.get(origin)).unwrap_or(&nothing);
-            had.applied().iter().all(|(origin, vector)| of(origin).covers_all(vector, lineage))
-        };
-        let is_held = |stream: &StreamKey| known.is_for(region, stream.0) && !known.is_gone(stream.0);
-        if !absorbed.iter().filter(|(stream, _)| is_held(stream)).all(has) {
-            return false;
-        }
-    }
-    true
-}
-
-/// What a peer has absorbed, as it says when it is greeted.
-async fn absorbed_by(shared: &Shared, slot: &PeerSlot) -> Option<BTreeMap<StreamKey, BTreeMap<Region, Vector>>> {
-    let peer = slot.handle.lock().clone()?;
-    // Nothing is said on it: the link that it takes the place of is made anew.
-    let (_words, outgoing) = mpsc::channel(1);
-    let greeted = async {
-        let mut stream = peer.subscribe(hello_for(shared, &slot.config.region), outgoing).await.ok()?;
-        stream.next().await?.ok()
-    };
-    match timeout(shared.config.silence_max, greeted).await {
-        Ok(Some(ToReceiver::Hello(hello))) => {
-            let absorbed = hello.absorbed.into_iter();
-            Some(absorbed.map(|(keyspace, shard, of)| ((keyspace, shard), of.into_iter().collect())).collect())
-        }
-        _ => None,
-    }
-}
-
 /// Says something of this region to the cluster; says whether it is agreed on.
-async fn say(shared: &Shared, command: Command) -> bool {
+pub(crate) async fn say(shared: &Shared, command: Command) -> bool {
     let decided = cluster::decide(shared, Instant::now() + CHANGE_PATIENCE, command).await;
     let outcome = decided.and_then(|decided| Ok(decided.outcome?));
     match outcome {
         Ok(_) => true,
         // It was agreed on before, and the answer was lost.
-        Err(ChangeError::Refused(Refused::NoMember { .. })) => true,
+        Err(ChangeError::Refused(Refused::NoMember { .. } | Refused::Overtaken { .. } | Refused::Unknown { .. })) => {
+            true
+        }
         Err(error) => {
             tracing::info!(%error, "the cluster has not agreed yet");
             false

@@ -88,12 +88,14 @@ impl Node {
         let deadline = self.deadline(ctx);
         let mut since = None;
         loop {
-            let gates_pass = |region: &&Region| crate::egress::Gate::to(&self.shared, region).passes(id);
             let known = self.shared.catalog.known();
             let peers = self.shared.peers.all();
-            let holders: Vec<&Region> = peers.keys().filter(|peer| known.is_for(peer, id)).collect();
+            // One that hands the keyspace over has to know as well: it may have made keys until then.
+            let agreed = known.fingerprints().get(&id);
+            let knows = |region: &&Region| peers.get(*region).is_some_and(|slot| slot.said.lock().get(&id) == agreed);
+            let holders: Vec<&Region> = peers.keys().filter(|peer| known.takes_part(peer, id)).collect();
             let missing = holders.iter().find(|region| match since {
-                None => !gates_pass(region),
+                None => !knows(region),
                 Some(at) => peers[**region].link.lock().fresh_as_of.is_none_or(|fresh| fresh < at),
             });
             match (missing, since) {

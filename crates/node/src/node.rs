@@ -315,14 +315,13 @@ impl Node {
         })
     }
 
-    /// A keyspace whose data this region may hold.
+    /// A keyspace that this region holds.
     pub(crate) fn keyspace<'a>(&self, known: &'a Known, name: &str) -> Result<&'a Keyspace, NodeError> {
         let keyspace = known.named(name).ok_or_else(|| known.unknown(name))?;
-        if !known.holds(self.shared.me(), keyspace.id) {
-            let holders = known.metadata.holders(keyspace.id).cloned().collect();
-            return Err(NodeError::ResidencyViolation { keyspace: name.to_owned(), holders });
+        match keyspace.is_held_by(self.shared.me(), &known.metadata.members) {
+            true => Ok(keyspace),
+            false => Err(known.not_held(self.shared.me(), keyspace)),
         }
-        Ok(keyspace)
     }
 
     pub(crate) fn version(&self, record: &Record, tree: &IncarnationTree, keyspace: KeyspaceId, key: &[u8]) -> Bytes {

@@ -120,7 +120,7 @@ impl Node {
     fn staleness(&self, known: &Known, keyspace: KeyspaceId) -> Option<Duration> {
         let now = self.shared.now();
         let peers = self.shared.peers.all();
-        let holders = peers.iter().filter(|(region, _)| known.is_for(region, keyspace));
+        let holders = peers.iter().filter(|(region, _)| known.takes_part(region, keyspace));
         let mut ages = holders.map(|(_, slot)| slot.link.lock().fresh_as_of.map(|at| now.saturating_sub(at)));
         ages.try_fold(Duration::ZERO, |oldest, age| Some(oldest.max(age?)))
     }

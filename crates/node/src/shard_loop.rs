@@ -10,7 +10,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use isle_model::{Admission, Delta, Epoch, Hlc, KeyspaceId, Lineage, Mutation, Record, Region, Vector, planted, write};
+use isle_model::metadata::Keyspace;
+use isle_model::{
+    Admission, Delta, Epoch, FieldKey, Hlc, Incarnation, KeyspaceId, Lineage, Mutation, Record, Region, Vector,
+    planted, write,
+};
 use isle_store::{AppendError, Batch, Begun, CommitError, LogPosition, ReadError, Received, ShardWriter, StateChunk};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::time::Instant;
@@ -18,7 +22,7 @@ use tokio::time::Instant;
 use crate::NodeError;
 use crate::catalog::Known;
 use crate::durability::{Durable, until_durable};
-use crate::homes::{home_has_left, home_of, home_of_new};
+use crate::homes::{home_is_replaced, home_of, home_of_new};
 use crate::shard_queue::{Absorption, Answer, ChunkTaken, Job, Queued, WriteAsk, WriteOutcomes, Written};
 use crate::shared::Shared;
 
@@ -227,13 +231,14 @@ fn plan(shared: &Shared, batch: &mut Batch<'_>, job: Job) -> Ready {
         Job::Foreign { origin, deltas, answer } => Ready::Foreign(answer, absorb(shared, batch, &origin, deltas)),
         Job::Chunk { from, chunk, pin, answer } => Ready::Chunk(answer, take_chunk(shared, batch, &from, *chunk, pin)),
         Job::StateDone { keyspace, cursors, answer } => {
-            let open = check_not_gone(shared, keyspace);
+            let open = check_held(shared, keyspace);
             Ready::Done(answer, open.and_then(|()| batch.state_done(keyspace, cursors).map_err(read_failed)))
         }
         Job::Statement { mut keyspaces, mut again, answer } => {
             let known = shared.catalog.known();
-            keyspaces.retain(|keyspace| !known.is_gone(*keyspace));
-            again.retain(|keyspace| !known.is_gone(*keyspace));
+            let states = |keyspace: &KeyspaceId| known.has_to_state(shared.me(), *keyspace);
+            keyspaces.retain(states);
+            again.retain(states);
             again.iter().for_each(|keyspace| batch.restate(*keyspace));
             Ready::Count(answer, state(shared, batch, &keyspaces))
         }
@@ -259,14 +264,25 @@ fn plan_write(
     if known.is_leaving(shared.me()) {
         return Err(NodeError::Leaving);
     }
+    let keyspace = known.keyspace(ask.keyspace).ok_or_else(|| known.unknown(&ask.keyspace.0.to_string()))?;
+    // What was held when the write came may be held no more.
+    if keyspace.step(shared.me()).is_some() {
+        return Err(known.not_held(shared.me(), keyspace));
+    }
     let current = batch.newest(ask.keyspace, &ask.key).map_err(read_failed)?;
     let tree = batch.tree();
     let lineage = tree.shard(shared.shard_of(ask.keyspace, &ask.key));
+    if keyspace.policy.is_forwarded()
+        && !current.is_live()
+        && let Some(incarnation) = unheard_home(batch, ask, lineage)
+        && tree.region(incarnation).is_some_and(|region| known.metadata.members.contains_key(region))
+    {
+        return Err(NodeError::SessionNotReached { incarnation });
+    }
     // Asked of the newest state: what was decided when the write came may have been overtaken.
-    let home = home_of_write(shared, known, ask, &current, lineage)?;
-    let known_here = known.keyspace(ask.keyspace).map_or(0, |keyspace| keyspace.epoch);
-    let stamp = batch.stamp(shared.tick(), ask.epoch.max(Epoch(known_here)));
-    let takes_over = home_has_left(&known.metadata.members, &current, lineage);
+    let home = home_of_write(shared, known, keyspace, ask, &current, lineage)?;
+    let stamp = batch.stamp(shared.tick(), ask.epoch.max(Epoch(keyspace.epoch)));
+    let takes_over = home_is_replaced(keyspace, &known.metadata.members, &current, lineage);
     let writer = write::Writer { region: shared.me(), home: &home, takes_over, keyspace: ask.keyspace, stamp, lineage };
     let found = current.is_live();
     let planned = write::plan(&ask.key, &ask.mutation, &ask.precondition, ask.context.as_ref(), &current, writer);
@@ -284,15 +300,23 @@ fn plan_write(
     Ok(Written { record, tree, refused, found, dot })
 }
 
+/// Whose write, not heard of here, gave a key its home, as far as the write's context tells: a key that seems to be nowhere, so that
+/// this region would make it, is somewhere else, unless it went with its region.
+fn unheard_home(batch: &mut Batch<'_>, ask: &WriteAsk, lineage: Lineage<'_>) -> Option<Incarnation> {
+    let named = ask.context.as_ref()?.get(&FieldKey::home())?.shown?;
+    let absorbed = batch.streams(ask.keyspace).absorbed(lineage);
+    (!absorbed.covers(named, lineage)).then_some(named.incarnation)
+}
+
 /// The home that the record has or gets. An error where that is another region, and serialises the key's writes.
 fn home_of_write(
     shared: &Shared,
     known: &Known,
+    keyspace: &Keyspace,
     ask: &WriteAsk,
     current: &Record,
     lineage: Lineage<'_>,
 ) -> Result<Region, NodeError> {
-    let keyspace = known.keyspace(ask.keyspace).ok_or_else(|| known.unknown(&ask.keyspace.0.to_string()))?;
     let (members, me) = (&known.metadata.members, shared.me());
     if !keyspace.policy.is_forwarded() {
         return Ok(home_of_new(keyspace, members, &ask.key, ask.home.as_ref(), me));
@@ -315,8 +339,8 @@ fn absorb(
     let (tree, known) = (batch.tree(), shared.catalog.known());
     for received in deltas {
         let Delta { keyspace, shard, hlc, dot, .. } = received.delta;
-        if known.is_gone(keyspace) {
-            // It was on its way when its keyspace was deleted.
+        if !known.is_for(shared.me(), keyspace) {
+            // It was on its way when its keyspace was deleted, or when this region ceased to hold it.
             continue;
         }
         if shared.completing.covers(origin, (keyspace, shard), dot, tree.shard(shard)) {
@@ -356,7 +380,7 @@ fn take_chunk(
     chunk: StateChunk,
     pin: Option<Vec<(Region, Vector)>>,
 ) -> Result<ChunkTaken, NodeError> {
-    check_not_gone(shared, chunk.keyspace)?;
+    check_held(shared, chunk.keyspace)?;
     if outdated(batch, from, &chunk) {
         return Ok(ChunkTaken::Stale);
     }
@@ -401,16 +425,16 @@ fn state(shared: &Shared, batch: &mut Batch<'_>, keyspaces: &[KeyspaceId]) -> Re
     Ok(made)
 }
 
-/// Asked of the newest there is to know: what waits here may be of a keyspace that was deleted since.
-fn check_not_gone(shared: &Shared, keyspace: KeyspaceId) -> Result<(), NodeError> {
+/// Asked of the newest there is to know: what waits here may be of a keyspace that was deleted since, or is held here no more.
+fn check_held(shared: &Shared, keyspace: KeyspaceId) -> Result<(), NodeError> {
     let known = shared.catalog.known();
-    if known.is_gone(keyspace) { Err(known.unknown(&keyspace.0.to_string())) } else { Ok(()) }
+    if known.is_for(shared.me(), keyspace) { Ok(()) } else { Err(known.unknown(&keyspace.0.to_string())) }
 }
 
 fn purge(shared: &Shared, batch: &mut Batch<'_>, keyspaces: &[KeyspaceId]) -> u64 {
     let known = shared.catalog.known();
     let mut purged = 0;
-    for keyspace in keyspaces.iter().filter(|keyspace| known.is_gone(**keyspace)) {
+    for keyspace in keyspaces.iter().filter(|keyspace| known.is_gone_from(shared.me(), **keyspace)) {
         purged += u64::from(batch.purge(*keyspace));
     }
     purged

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -57,6 +57,8 @@ pub(crate) struct Shared {
     pub(crate) restate: Mutex<BTreeSet<StreamKey>>,
     /// How far the wall clock is ahead of most peers that are heard, where that is more than allowed; else zero.
     clock_ahead_ms: AtomicU64,
+    /// Whether the storage is being rid of what may not be here: the log waits for nobody who is away.
+    pub(crate) scrubbing: AtomicBool,
     /// When which position had become durable, for lag in time.
     pub(crate) ages: Mutex<AgeMarks>,
     /// Why the node stopped for good.
@@ -134,6 +136,7 @@ impl Shared {
             quarantine: Mutex::default(),
             offers: Mutex::default(),
             clock_ahead_ms: AtomicU64::new(0),
+            scrubbing: AtomicBool::new(false),
             restate: Mutex::default(),
             ages: Mutex::new(ages),
             fatal: watch::Sender::new(None),
@@ -258,14 +261,19 @@ impl Shared {
         if let Some(reason) = self.fatal.borrow().as_ref() {
             return Err(NodeError::Stopped { reason: reason.to_string() });
         }
-        let standing = self.standing.lock();
-        if standing.is_joining() {
+        if self.standing.lock().is_joining() {
             return Err(NodeError::Joining);
         }
-        if standing.is_behind() {
+        if self.is_behind() {
             return Err(NodeError::Completing);
         }
         Ok(())
+    }
+
+    /// Whether this region joins, or lacks what it once had. What it has only come to hold, and does not serve yet, it may lack.
+    pub(crate) fn is_behind(&self) -> bool {
+        let known = self.catalog.known();
+        self.standing.lock().is_behind(|keyspace| known.is_taking(self.me(), keyspace))
     }
 
     /// Stops the node for good: it must be restarted, or has been replaced.
@@ -321,24 +329,30 @@ impl Shared {
 
     /// Asks for the state of a stream set from a peer.
     pub(crate) fn want_state(&self, from: &Region, stream: StreamKey) {
-        if self.queue(stream.1).is_none() || self.is_gone(stream.0) {
+        if self.queue(stream.1).is_none() || self.is_shut_out(stream.0) {
             return;
         }
         self.wanted.lock().insert((from.clone(), stream));
         self.repair.notify_one();
     }
 
-    /// Whether the cluster has deleted a keyspace. Asked after the storage was: that purges nothing before this says so.
+    /// Whether nothing of a keyspace may be here: it is deleted, or handed over. Asked after the storage was: that purges nothing before this says so.
     pub(crate) fn is_gone(&self, keyspace: KeyspaceId) -> bool {
-        self.catalog.known().is_gone(keyspace)
+        self.catalog.known().is_gone_from(self.me(), keyspace)
+    }
+
+    /// Whether nothing of a keyspace comes here any more, whatever is missing.
+    pub(crate) fn is_shut_out(&self, keyspace: KeyspaceId) -> bool {
+        self.catalog.known().is_shut_out(self.me(), keyspace)
     }
 
     /// Nobody waits any more for anything of keyspaces that are gone: nobody has it, or gives it.
     pub(crate) fn forget_gone(&self) {
         let known = self.catalog.known();
-        let is_there = |stream: &StreamKey| !known.is_gone(stream.0);
-        self.standing.lock().settle(|stream, _| is_there(&stream));
-        self.wanted.lock().retain(|(_, stream)| is_there(stream));
+        let is_there = |stream: &StreamKey| !known.is_gone_from(self.me(), stream.0);
+        let may_come = |stream: &StreamKey| !known.is_shut_out(self.me(), stream.0);
+        self.standing.lock().settle(|stream, _| may_come(&stream));
+        self.wanted.lock().retain(|(_, stream)| may_come(stream));
         self.offers.lock().retain(|(_, stream)| is_there(stream));
         self.restate.lock().retain(is_there);
         self.quarantine.lock().retain(|(_, stream), _| is_there(stream));

@@ -49,7 +49,7 @@ pub struct NodeStatus {
     pub digest: Option<u128>,
     pub conflicts_open: u64,
     pub keyspaces: Vec<KeyspaceStatus>,
-    /// How many keyspaces were deleted of which the disk here still holds some.
+    /// How many keyspaces the disk here still holds some of that were deleted, or may not be here any more.
     pub keyspaces_purging: u64,
     pub peers: Vec<PeerStatus>,
     pub log_bytes: u64,
@@ -135,8 +135,12 @@ pub(crate) fn status(shared: &Shared) -> NodeStatus {
 
 fn purging(shared: &Shared) -> u64 {
     let known = shared.catalog.known();
-    let kept =
-        shared.store.kept().into_iter().map(|(keyspace, _)| keyspace).filter(|keyspace| known.is_gone(*keyspace));
+    let kept = shared
+        .store
+        .kept()
+        .into_iter()
+        .map(|(keyspace, _)| keyspace)
+        .filter(|keyspace| known.is_gone_from(shared.me(), *keyspace));
     kept.chain(shared.store.purging()).collect::<BTreeSet<KeyspaceId>>().len() as u64
 }
 
@@ -153,9 +157,9 @@ fn state(shared: &Shared) -> NodeState {
         if standing.is_joining() {
             return NodeState::Joining { progress: members::progress(shared, &known, &standing) };
         }
-        if standing.is_behind() {
-            return NodeState::Completing;
-        }
+    }
+    if shared.is_behind() {
+        return NodeState::Completing;
     }
     if known.is_leaving(shared.me()) {
         return NodeState::Leaving;

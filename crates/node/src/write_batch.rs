@@ -67,7 +67,9 @@ impl Node {
         for Asked { place, told, request } in asked {
             let known = self.shared.catalog.known();
             let epoch = known.named(&request.keyspace).map_or(0, |keyspace| keyspace.epoch);
-            replies[place] = told.map(|home| Err(self.shared.not_home(home, Epoch(epoch))));
+            if let Some(home) = told {
+                replies[place] = Some(Err(self.shared.not_home(home, Epoch(epoch))));
+            }
         }
         replies.into_iter().map(|reply| reply.expect("every request was answered, or told of a home")).collect()
     }
@@ -119,9 +121,18 @@ impl Node {
         // In their order, so that of two writes of one key the first stays it.
         spare.sort_by_key(|asked| asked.place);
         let moved = |mut asked: Asked| {
-            let refusal = replies[asked.place].as_ref().and_then(|reply| reply.as_ref().err());
-            asked.told = Some(refusal.and_then(home_named)?);
-            replies[asked.place] = None;
+            let refusal = replies[asked.place].as_ref().and_then(|reply| reply.as_ref().err())?;
+            match home_named(refusal) {
+                Some(home) => {
+                    asked.told = Some(home);
+                    replies[asked.place] = None;
+                }
+                // Asked anew in the next round. If there is none, that is the answer.
+                None if known.named(&asked.request.keyspace).is_some_and(|ks| self.awaits_heirs(ks.id, refusal)) => {
+                    asked.told = None;
+                }
+                None => return None,
+            }
             Some(asked)
         };
         spare.into_iter().filter_map(moved).collect()

@@ -222,6 +222,27 @@ async fn a_home_that_cannot_be_reached_leaves_its_keys_readable_and_unwritten() 
     cluster.shutdown().await;
 }
 
+/// A region that had not heard of a key took a delete of it for one of a key that nobody has, was its home for that moment, and
+/// covered what the client's token named: a read at the key's real home did not see the delete. (Simulation, seed 2 of `Holders`.)
+#[tokio::test(start_paused = true)]
+async fn a_region_is_not_the_home_of_a_key_that_only_the_token_knows() {
+    let cluster = linked().await;
+    cluster.cut("eu", "us");
+    let made = put(&cluster, "eu", HOMED, "k", "1").await.unwrap();
+    let incarnation = cluster.node("eu").status().incarnation;
+    for mutation in [Mutation::Delete, put_of("2")] {
+        let asked = WriteRequest { context: Some(made.version.clone()), ..in_keyspace(HOMED, "k", "") };
+        let refused = cluster.node("us").write(&RequestContext::default(), WriteRequest { mutation, ..asked }).await;
+        assert_eq!(refused.unwrap_err(), NodeError::SessionNotReached { incarnation });
+    }
+    cluster.heal();
+    has(&cluster, "us", HOMED, "k").await;
+    let asked = WriteRequest { context: Some(made.version), ..in_keyspace(HOMED, "k", "2") };
+    let written = cluster.node("us").write(&RequestContext::default(), asked).await.unwrap();
+    assert_eq!(written.served_by.as_str(), "eu");
+    cluster.shutdown().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_stale_read_is_fetched_at_the_home_or_refused() {
     let cluster = linked().await;

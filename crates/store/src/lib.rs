@@ -44,7 +44,7 @@ mod view_key;
 pub use batch::{Batch, CommitError, ShardWriter, Unsynced};
 pub use entry::{DeltaHead, Entry, Received, StateChunk};
 pub use log::{AppendError, LogPosition, SyncError};
-pub use maintain::MaintainError;
+pub use maintain::{MaintainError, SET_ASIDE, Scrub};
 pub use memory::ReadError;
 pub use meta::{Begun, Transfers};
 pub use open::{BootIdentity, OpenError, Opened, Progress, RecoveryReport};

@@ -508,3 +508,66 @@ fn what_comes_of_a_keyspace_behind_its_purge_stays_over_a_replay_and_brings_noth
     assert_eq!((replayed.holds(GONE), replayed.holds(KEPT)), (new, kept));
     assert!(replayed.store.purging().is_empty());
 }
+
+/// Files, log and checkpoints among them, that hold these bytes.
+fn files_with(disk: &MemoryDisk, root: &Path, wanted: &[u8]) -> Vec<String> {
+    let mut files = Vec::new();
+    for directory in ["log", "checkpoints"] {
+        let names = disk.list(directory).unwrap_or_default();
+        files.extend(
+            names.iter().map(|name| (format!("{directory}/{name}"), disk.read(&format!("{directory}/{name}")))),
+        );
+    }
+    let mut left = vec![root.to_owned()];
+    while let Some(path) = left.pop() {
+        match path.is_dir() {
+            true => left.extend(std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path())),
+            false => files.push((format!("view: {}", path.display()), std::fs::read(&path))),
+        }
+    }
+    let holds = |bytes: Vec<u8>| bytes.windows(wanted.len()).any(|window| window == wanted);
+    files
+        .into_iter()
+        .filter(|(_, bytes)| bytes.as_ref().is_ok_and(|b| holds(b.clone())))
+        .map(|(name, _)| name)
+        .collect()
+}
+
+/// sled keeps what is taken out in its file, the log keeps what was written, and so does the last checkpoint.
+#[test]
+fn no_file_holds_what_was_purged_once_it_is_scrubbed() {
+    for is_rebuilding in [false, true] {
+        let (disk, root) = (MemoryDisk::new(), tempfile::tempdir().unwrap());
+        let mut node = Node::open(&disk, root.path(), 1);
+        node.fill(1_000);
+        node.settle();
+        let kept = node.holds(KEPT);
+        assert!(!files_with(&disk, root.path(), b" of 1").is_empty(), "what is looked for is to be found");
+        if is_rebuilding {
+            // It copies some of what is purged before that is taken out.
+            node.store.rebuild_view();
+            node.steps(2);
+        }
+        node.purge();
+        node.store.sync().unwrap();
+        node.maintain_until("the end of the purge", |store| store.purging().is_empty());
+        assert!(!files_with(&disk, root.path(), b" of 1").is_empty(), "to take it out is not enough");
+        let scrub = node.store.scrub().unwrap();
+        assert!(!node.store.is_scrubbed(&scrub));
+        node.maintain_until("the end of the scrub", |store| {
+            store.trim(store.durable()).unwrap();
+            store.is_scrubbed(&scrub)
+        });
+        assert_eq!(files_with(&disk, root.path(), b" of 1"), [""; 0], "rebuilding: {is_rebuilding}");
+        assert!(
+            files_with(&disk, root.path(), b" of 2").iter().any(|name| name.starts_with("view")),
+            "the rest is there"
+        );
+        node.check(&kept);
+        let again = node.store.scrub().unwrap();
+        assert!(!node.store.is_scrubbed(&again), "each is of its own moment");
+        let (died, view) = image(&disk, root.path());
+        drop(node);
+        Node::open(&died, view.path(), 2).check(&kept);
+    }
+}

@@ -151,7 +151,7 @@ mod tests {
     use super::*;
 
     fn existing(name: &str, policy: Policy) -> Keyspace {
-        Keyspace { name: name.to_owned(), id: 1, policy, etag: format!("of {name}") }
+        Keyspace { name: name.to_owned(), id: 1, policy, etag: format!("of {name}"), holders_changing: Vec::new() }
     }
 
     #[test]

@@ -30,7 +30,7 @@ impl Run {
         let weight = match self.mix {
             Mix::Calm => self.rng.random_range(0..30),
             Mix::Partitions => self.rng.random_range(0..80),
-            Mix::Crashes | Mix::Lying | Mix::Homed | Mix::Members => self.rng.random_range(0..100),
+            Mix::Crashes | Mix::Lying | Mix::Homed | Mix::Members | Mix::Holders => self.rng.random_range(0..100),
             // These have faults of their own.
             Mix::Disks | Mix::Away | Mix::Restored | Mix::Cloned => self.rng.random_range(0..130),
         };

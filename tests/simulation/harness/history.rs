@@ -71,12 +71,21 @@ struct Known {
     dead: BTreeMap<Dot, u64>,
 }
 
+/// A write of a key that has a home.
+struct Acked {
+    began: u64,
+    at: u64,
+    context: Context,
+}
+
 #[derive(Default)]
 struct Inner {
     writes: Vec<WriteFact>,
+    /// Of each write, the moments when it began and when it was answered.
+    moments: Vec<(u64, Option<u64>)>,
     tokens: BTreeMap<String, VecDeque<Token>>,
-    /// Of keys that have homes: what was acknowledged, each with the moment.
-    acked_at_home: BTreeMap<String, Vec<(u64, Context)>>,
+    /// Of keys that have homes: what was acknowledged.
+    acked_at_home: BTreeMap<String, Vec<Acked>>,
     newest_at_home: Option<String>,
     /// What a home's answer did not show, by key: a violation unless two regions made the key.
     missed_at_home: Vec<(String, String)>,
@@ -125,6 +134,8 @@ impl History {
         let id = inner.writes.len();
         inner.event(now, &format!("{id} begins at {}: {} {:?}", fact.site, fact.key, fact.op));
         inner.writes.push(fact);
+        let moment = (inner.events, None);
+        inner.moments.push(moment);
         id
     }
 
@@ -136,6 +147,7 @@ impl History {
     pub fn refused(&self, now: Duration, id: usize, reason: String) {
         let mut inner = self.inner.lock();
         inner.event(now, &format!("{id} refused: {reason}"));
+        inner.moments[id].1 = Some(inner.events);
         inner.writes[id].outcome = Outcome::Refused(reason);
     }
 
@@ -170,18 +182,19 @@ impl History {
         let mut inner = self.inner.lock();
         let key = inner.writes[id].key.clone();
         inner.event(now, &format!("{id} acked: {version:?}"));
+        inner.moments[id].1 = Some(inner.events);
         match decode(&key, version) {
             Ok(context) => {
                 // What was forwarded tells what its home knows, and not every answer names that.
-                let forwarded = self.mix == Mix::Homed && key.starts_with(OTHER);
+                let forwarded = self.mix.is_homed() && key.starts_with(OTHER);
                 let served = served_by.and_then(|region| SITES.iter().position(|site| *site == region));
                 let site = if forwarded { served } else { Some(inner.writes[id].site) };
                 if let Some(site) = site {
                     inner.learn(site, &key, &context, None);
                 }
                 if forwarded {
-                    let at = inner.events;
-                    inner.acked_at_home.entry(key.clone()).or_default().push((at, context.clone()));
+                    let acked = Acked { began: inner.moments[id].0, at: inner.events, context: context.clone() };
+                    inner.acked_at_home.entry(key.clone()).or_default().push(acked);
                     inner.newest_at_home = Some(key.clone());
                 }
                 inner.writes[id].outcome = Outcome::Acked(context);
@@ -224,10 +237,25 @@ impl History {
                 return inner.violation(format!("a read of {key} has a version that does not decode: {error}"));
             }
         };
-        let deleted = inner.writes.iter().any(|write| write.key == key && takes_away(&write.op));
         let lineage = inner.tree.shard(shard_of(key));
-        let missed = |context: &Context| {
-            let fields = || context.fields().iter().filter(|(field, _)| field.kind == Kind::Value);
+        // Until when something may have been taken away: a tombstone that was forgotten leaves nothing, and what comes after it
+        // does not tell of it.
+        let takers = (0..inner.writes.len()).filter(|id| inner.writes[*id].key == key);
+        let takers = takers.filter(|id| takes_away(&inner.writes[*id].op));
+        let taken_until = takers.map(|id| inner.moments[id].1.unwrap_or(u64::MAX)).max().unwrap_or_default();
+        let missed = |acked: &Acked| {
+            let fields = || acked.context.fields().iter().filter(|(field, _)| field.kind == Kind::Value);
+            // What it covered is not shown any more, whatever became of it since.
+            let stale = fields().find_map(|(field, of)| {
+                let live: Vec<Dot> = of.shown.iter().chain(&of.hidden).copied().collect();
+                let there = seen.get(field)?;
+                let mut shown = there.shown.iter().chain(&there.hidden);
+                let dot = shown.find(|dot| of.seen.covers(**dot, lineage) && !live.contains(dot))?;
+                Some(format!("{key} {:?}: what covered {dot}", field.name))
+            });
+            if stale.is_some() || acked.began <= taken_until {
+                return stale;
+            }
             // Deletes have nothing to show: what the acknowledged write had seen, itself included, the home has seen as well.
             let unseen = fields().find(|(field, of)| {
                 seen.get(field).is_some_and(|there| !of.seen.dots().all(|dot| there.seen.covers(dot, lineage)))
@@ -237,16 +265,12 @@ impl History {
             }
             let shown = fields().filter_map(|(field, of)| Some((field, of.shown?)));
             shown
-                .filter(|(field, dot)| match seen.get(field) {
-                    Some(there) => !there.seen.covers(*dot, lineage),
-                    // A tombstone that was forgotten leaves nothing.
-                    None => !deleted,
-                })
+                .filter(|(field, dot)| seen.get(field).is_none_or(|there| !there.seen.covers(*dot, lineage)))
                 .map(|(field, dot)| format!("{key} {:?}: {dot}", field.name))
                 .next()
         };
-        let before = inner.acked_at_home.get(key).into_iter().flatten().filter(|(at, _)| *at < began);
-        let found: Vec<String> = before.filter_map(|(_, context)| missed(context)).collect();
+        let before = inner.acked_at_home.get(key).into_iter().flatten().filter(|acked| acked.at < began);
+        let found: Vec<String> = before.filter_map(missed).collect();
         for what in found {
             let what = format!("{what} was acknowledged before {site} read the key at its home, and is not there");
             inner.missed_at_home.push((key.to_owned(), what));

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use isle_model::metadata::{Command, Keyspace, Metadata};
-use isle_model::policy::{Member, MemberState, Policy, Scope};
+use isle_model::metadata::{Command, Keyspace, Metadata, Step};
+use isle_model::policy::{Member, MemberState, Policy, Residency, Scope};
 use isle_model::{KeyspaceId, Region};
 use isle_node::{ChangeError, Clock, Node, RequestContext};
 use parking_lot::Mutex;
@@ -14,13 +14,14 @@ use rand::Rng;
 use rand::rngs::StdRng;
 use tokio::time::Instant;
 
-use super::SITES;
 use super::history::History;
 use super::links::PEER_PORT;
 use super::world::SimClock;
+use super::{KEYSPACES, SITES};
 
 const PAUSE_MS_MAX: u64 = 1200;
 const NAMES: u32 = 12;
+const MADE: &str = "made-";
 
 /// What was answered.
 #[derive(Default)]
@@ -36,11 +37,19 @@ struct Inner {
     maybe_deleted: BTreeMap<KeyspaceId, u32>,
 }
 
+/// The site that comes and goes.
+#[derive(Clone, Copy, Debug)]
+pub enum Leaver {
+    /// It leaves the cluster and joins it again.
+    OfCluster(usize),
+    /// It may hold the keyspaces no more, and may again.
+    OfKeyspaces(usize),
+}
+
 pub struct Governor {
     pub node: Arc<Node>,
     pub site: usize,
-    /// Who leaves the cluster and joins it again.
-    pub leaver: Option<usize>,
+    pub leaver: Option<Leaver>,
     pub rng: StdRng,
     pub clock: Arc<SimClock>,
     pub history: Arc<History>,
@@ -54,10 +63,14 @@ impl Governor {
             let asked = match (self.history.is_closed(), self.leaver) {
                 (false, None) => Some(self.command()),
                 (false, Some(_)) if self.rng.random_bool(0.5) => Some(self.command()),
-                (false, Some(leaver)) => self.membership(leaver),
+                (false, Some(Leaver::OfCluster(site))) => self.membership(site),
+                (false, Some(Leaver::OfKeyspaces(site))) => self.residency(site, false),
                 (true, None) => return,
                 // In the end all are there again, also after a leave of which nobody knew whether it would come about.
-                (true, Some(leaver)) => self.membership(leaver).filter(|next| matches!(next, Command::Join { .. })),
+                (true, Some(Leaver::OfCluster(site))) => {
+                    self.membership(site).filter(|next| matches!(next, Command::Join { .. }))
+                }
+                (true, Some(Leaver::OfKeyspaces(site))) => self.residency(site, true),
             };
             let Some(command) = asked else { continue };
             let patience = Duration::from_millis(self.rng.random_range(200..4000));
@@ -90,11 +103,28 @@ impl Governor {
         }
     }
 
+    /// What is next for a region that may hold a keyspace, or may not. In the end it may.
+    fn residency(&mut self, site: usize, is_end: bool) -> Option<Command> {
+        let (metadata, region) = (self.node.metadata(), Region::new(SITES[site]));
+        let id = KEYSPACES[self.rng.random_range(0..KEYSPACES.len())].id;
+        let keyspace = metadata.keyspaces.get(&id).filter(|_| metadata.revision > 0)?;
+        let residency = match keyspace.step(&region) {
+            Some(Step::Gone) => Residency::All,
+            Some(Step::Taking) | None if !is_end => {
+                let others = metadata.members.keys().filter(|other| **other != region).cloned();
+                Residency::Within { jurisdictions: BTreeSet::new(), regions: others.collect() }
+            }
+            _ => return None,
+        };
+        let policy = Policy { residency, ..keyspace.policy.clone() };
+        Some(Command::Update { id, expected: keyspace.revision, policy })
+    }
+
     /// One of the keyspaces that no data is in.
     fn command(&mut self) -> Command {
         let metadata = self.node.metadata();
-        let ours: Vec<&Keyspace> = metadata.keyspaces.values().filter(|ks| ks.name.starts_with("made-")).collect();
-        let name = format!("made-{}", self.rng.random_range(0..NAMES));
+        let ours: Vec<&Keyspace> = metadata.keyspaces.values().filter(|ks| ks.name.starts_with(MADE)).collect();
+        let name = format!("{MADE}{}", self.rng.random_range(0..NAMES));
         if ours.is_empty() || self.rng.random_bool(0.5) {
             return Command::Create { name, policy: Policy::of_scope(Scope::Global) };
         }
@@ -124,7 +154,10 @@ impl Answered {
         }
         match (command, outcome) {
             (Command::Create { .. }, Ok(Some(made))) => inner.made.push(made.clone()),
-            (Command::Update { .. }, Ok(Some(changed))) => inner.changed.push(changed.clone()),
+            (Command::Update { .. }, Ok(Some(changed))) if changed.name.starts_with(MADE) => {
+                inner.changed.push(changed.clone())
+            }
+            (Command::Update { .. }, Ok(_)) => inner.members += 1,
             (Command::Delete { id, .. }, Ok(_)) => _ = inner.deleted.insert(*id),
             (Command::Join { .. } | Command::Leave { .. }, Ok(_)) => inner.members += 1,
             _ => {}
@@ -137,7 +170,7 @@ impl Answered {
         (inner.made.len() + inner.changed.len() + inner.deleted.len()) as u64
     }
 
-    /// How often a region was let in or told to leave.
+    /// How often a region was let in or told to leave, the cluster or a keyspace.
     pub fn members(&self) -> u64 {
         self.0.lock().members
     }

@@ -23,10 +23,12 @@ pub enum Mix {
     Homed,
     /// As `Crashes`, and one region leaves the cluster and joins it again with an empty disk, over and over.
     Members,
+    /// As `Homed`, and one region may hold the keyspaces, and may not, and may again.
+    Holders,
 }
 
 impl Mix {
-    pub const ALL: [Mix; 10] = [
+    pub const ALL: [Mix; 11] = [
         Mix::Calm,
         Mix::Partitions,
         Mix::Crashes,
@@ -37,11 +39,17 @@ impl Mix {
         Mix::Cloned,
         Mix::Homed,
         Mix::Members,
+        Mix::Holders,
     ];
 
     /// Whether what was acknowledged is on the disk.
     pub fn is_honest(self) -> bool {
         !matches!(self, Mix::Lying | Mix::Restored | Mix::Cloned)
+    }
+
+    /// Whether the other keyspace's keys have homes.
+    pub fn is_homed(self) -> bool {
+        matches!(self, Mix::Homed | Mix::Holders)
     }
 
     /// Whether only one region's directory may go back in time: what the others have logged is kept.

@@ -31,7 +31,7 @@ pub fn check(
         end.nothing_acknowledged_is_lost(&|_| true)?;
         end.counters_are_exact()?;
     }
-    if mix == Mix::Homed {
+    if mix.is_homed() {
         let made = created_by(logs.deltas(), &end.tree);
         end.homes_serialise(&made)?;
         let once = |key: &String| made.get(key).is_none_or(|regions| regions.len() < 2);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use isle_model::metadata::Step;
 use isle_model::{Dot, Field, Incarnation, KeyspaceId, Lineage, Record, Region, ShardId, Total};
 use isle_node::{LinkState, Node, NodeState};
 use isle_store::Stats;
@@ -14,6 +15,7 @@ use rand::rngs::StdRng;
 
 use super::faults::Failed;
 use super::history::History;
+use super::keyspaces::Leaver;
 use super::logs::Logs;
 use super::oracle;
 use super::workload::Shape;
@@ -92,15 +94,19 @@ impl Run {
                 think_ms_max: rng.random_range(40..250),
                 value_bytes_max: if bulky { 3000 } else { 60 },
                 wide_percent: rng.random_range(0..40),
-                homed: mix == Mix::Homed,
+                homed: mix.is_homed(),
             },
             // Whoever moves homes is beside the node.
-            clients: rng.random_range(0..2).max(usize::from(mix == Mix::Homed)),
+            clients: rng.random_range(0..2).max(usize::from(mix.is_homed())),
             clients_away: rng.random_range(1..3),
             tamper_rate: if mix != Mix::Calm && rng.random_bool(0.6) { rng.random_range(0.01..0.3) } else { 0.0 },
             spoils: rng.random_bool(0.3),
-            homed: mix == Mix::Homed,
-            leaver: (mix == Mix::Members).then_some(seed as usize / 8 % SITES.len()),
+            homed: mix.is_homed(),
+            leaver: match mix {
+                Mix::Members => Some(Leaver::OfCluster(seed as usize / 8 % SITES.len())),
+                Mix::Holders => Some(Leaver::OfKeyspaces(seed as usize / 8 % SITES.len())),
+                _ => None,
+            },
             sync_delay_max: Duration::from_millis(match rng.random_range(0..10) {
                 0..8 => 2,
                 _ if mix == Mix::Disks => 600,
@@ -137,7 +143,7 @@ impl Run {
         for site in 0..SITES.len() {
             self.start(site)?;
         }
-        let longer = if matches!(self.mix, Mix::Away | Mix::Members) { 6 } else { 0 };
+        let longer = if matches!(self.mix, Mix::Away | Mix::Members | Mix::Holders) { 6 } else { 0 };
         let span = Duration::from_secs(self.rng.random_range(3..9) + longer);
         while self.world.now() < span {
             let pause = Duration::from_micros(self.rng.random_range(1_000..800_000));
@@ -193,6 +199,7 @@ impl Run {
         for site in 0..SITES.len() {
             self.collect(site);
             let Some(node) = self.world.node(site) else { continue };
+            check_gone(site, &node)?;
             let stats = node.store().stats();
             self.check_log(site, &node, &stats)?;
             if stats.overlay_bytes > OVERLAY_BYTES_MAX + (1 << 20) {
@@ -269,7 +276,9 @@ impl Run {
         let known: Vec<_> = self.nodes().iter().map(|node| node.metadata()).collect();
         let agreed = known.iter().all(|metadata| *metadata == known[0])
             && all.iter().all(|status| status.metadata.revision > 0 && status.metadata.has_majority);
-        let settled = settled && (agreed || !self.mix.is_honest());
+        // And what was shut out is let in again.
+        let everywhere = known.iter().all(|metadata| metadata.keyspaces.values().all(|ks| ks.holding.is_empty()));
+        let settled = settled && ((agreed && everywhere) || !self.mix.is_honest());
         let alike = all.iter().all(|status| (status.digest, status.records) == (all[0].digest, all[0].records));
         let differences = if alike { Vec::new() } else { self.differences() };
         if settled && differences.iter().all(|different| self.is_at_the_limit(different)) {
@@ -278,7 +287,10 @@ impl Run {
         let differences = differences.into_iter().map(|(at, held)| format!("{at:?} is {held:?}"));
         let clone = self.world.clone_node().map(|node| node.status());
         let status = all.iter().chain(&clone).map(|status| format!("{status:?}"));
-        Some(differences.chain(status).collect::<Vec<_>>().join("\n"))
+        let changing =
+            known.iter().flat_map(|metadata| metadata.keyspaces.values()).filter(|ks| !ks.holding.is_empty());
+        let changing = changing.map(|ks| format!("{}: {:?}", ks.name, ks.holding)).collect::<Vec<_>>();
+        Some(changing.into_iter().chain(status).chain(differences).collect::<Vec<_>>().join("\n"))
     }
 
     /// The records that are not alike everywhere, as each region holds them.
@@ -388,6 +400,20 @@ impl Run {
             self.history.event(self.world.now(), &end);
         }
     }
+}
+
+/// Nothing is in a region that has said that it has nothing.
+fn check_gone(site: usize, node: &Node) -> Result<(), String> {
+    let (metadata, region) = (node.metadata(), node.store().region().clone());
+    let gone = metadata.keyspaces.values().filter(|keyspace| keyspace.step(&region) == Some(Step::Gone));
+    for keyspace in gone {
+        let is_kept = node.store().kept().iter().any(|(kept, _)| *kept == keyspace.id);
+        let rows = node.store().scan(keyspace.id, b"", None, 1, usize::MAX).map_err(|error| error.to_string())?.rows;
+        if is_kept || !rows.is_empty() {
+            return Err(format!("{site} has some of keyspace {} that it is rid of", keyspace.name));
+        }
+    }
+    Ok(())
 }
 
 type StreamKey = (KeyspaceId, ShardId);

@@ -8,6 +8,9 @@ use parking_lot::Mutex;
 use super::Mix;
 use super::run::{Ran, run, trace};
 
+/// How many mixes came when the others' seeds were there.
+const LATER: usize = 2;
+
 /// One seed in one mix.
 pub type Case = (u64, Mix);
 
@@ -17,7 +20,7 @@ pub fn setting(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")))
 }
 
-/// `ISLE_SIM_SEED=n` is one seed, in every mix (or, by `ISLE_SIM_MIX=0..9`, in one); `ISLE_SIM_SEEDS=n` so many cases in all.
+/// `ISLE_SIM_SEED=n` is one seed, in every mix (or, by `ISLE_SIM_MIX=0..10`, in one); `ISLE_SIM_SEEDS=n` so many cases in all.
 pub fn cases(by_default: u64) -> Vec<Case> {
     let mixes = match setting("ISLE_SIM_MIX") {
         Some(one) => vec![Mix::ALL[one as usize]],
@@ -27,10 +30,10 @@ pub fn cases(by_default: u64) -> Vec<Case> {
         return mixes.into_iter().map(|mix| (seed, mix)).collect();
     }
     let Some(count) = setting("ISLE_SIM_SEEDS") else {
-        // The last mix came later: it does not shift the others' seeds.
-        let (older, last) = mixes.split_at(mixes.len() - 1);
+        // The last two mixes came later: they do not shift the others' seeds.
+        let (older, later) = mixes.split_at(mixes.len().saturating_sub(LATER));
         let older = (0..by_default).filter(|_| !older.is_empty()).map(|n| (n, older[n as usize % older.len()]));
-        return older.chain(last.iter().flat_map(|mix| (0..by_default / 8).map(|seed| (seed, *mix)))).collect();
+        return older.chain(later.iter().flat_map(|mix| (0..by_default / 8).map(|seed| (seed, *mix)))).collect();
     };
     (0..count).map(|n| (n, mixes[n as usize % mixes.len()])).collect()
 }

@@ -21,7 +21,7 @@ use turmoil::Sim;
 
 use super::door::Door;
 use super::history::History;
-use super::keyspaces::{Answered, Governor};
+use super::keyspaces::{Answered, Governor, Leaver};
 use super::links::{CLIENT_PORT, Dialler, PEER_PORT, listen};
 use super::tamper::Tampering;
 use super::workload::{Client, Shape};
@@ -69,7 +69,7 @@ pub struct Tuning {
     /// Whether writes of the other keyspace are forwarded to its keys' homes.
     pub homed: bool,
     /// Who leaves the cluster and joins it again.
-    pub leaver: Option<usize>,
+    pub leaver: Option<Leaver>,
     pub tombstone_horizon: Duration,
     /// Below so much free space writes are refused.
     pub free_bytes_min: u64,

@@ -95,20 +95,6 @@ impl Policy {
         faults.0
     }
 
-    /// What of a change to this policy is refused because it is not built yet.
-    pub fn unimplemented_after(&self, old: &Policy, members: &Members) -> Vec<Fault> {
-        let mut faults = Faults::default();
-        let dropped: Vec<_> = old.holders(members).filter(|region| !self.admits(region, members)).collect();
-        let dropped: Vec<_> = dropped.into_iter().map(Region::as_str).collect();
-        // A rule that holds from now on alone would leave the copy where it may not be.
-        faults.check(
-            dropped.is_empty(),
-            "residency",
-            format!("taking its copy from {} is not there yet; make another keyspace", dropped.join(", ")),
-        );
-        faults.0
-    }
-
     fn check_affine(&self, members: &Members, faults: &mut Faults) {
         faults.check(self.home.is_some(), "home", "an affine keyspace needs one: creator, hash or prefixes(…)");
         let Some(HomeRule::Prefixes(prefixes)) = &self.home else { return };

@@ -110,20 +110,6 @@ fn a_running_keyspace_keeps_its_scope_and_its_homes() {
 }
 
 #[test]
-fn a_holder_is_not_dropped_while_nothing_takes_its_copy_away() {
-    let policy = |residency: &str| Policy { residency: residency.parse().unwrap(), ..Policy::default() };
-    let narrowed = policy("eu").unimplemented_after(&policy("all"), &members());
-    assert_eq!(fields(&narrowed), ["residency"]);
-    assert!(narrowed[0].rule.contains("ap, us"), "{narrowed:?}");
-    assert_eq!(policy("all").unimplemented_after(&policy("eu"), &members()), []);
-    assert_eq!(
-        policy("eu,us,jp").unimplemented_after(&policy("all"), &members()),
-        [],
-        "the same regions by other words"
-    );
-}
-
-#[test]
 fn what_is_shown_is_read_as_the_same() {
     fn same<T: std::str::FromStr + std::fmt::Display>(texts: &[&str])
     where

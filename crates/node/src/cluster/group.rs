@@ -419,7 +419,7 @@ pub(crate) async fn serve(shared: &Shared, request: MetadataRequest) -> Result<M
         }
         Ask::Founded => Answer::Founded(founded(shared, &request.asker)),
         Ask::Confirm => Answer::Confirmed(confirm(&raft).await),
-        Ask::Propose(command) => Answer::Proposed(propose(shared, &raft, command).await),
+        Ask::Propose(command) => Answer::Proposed(propose(shared, &raft, command).await.map(Box::new)),
     };
     Ok(MetadataReply { body: wire::encode(&answer) })
 }
@@ -590,7 +590,7 @@ async fn propose_at(
         return Ok(propose(shared, &raft, command).await);
     }
     match network::ask(shared, leader, Ask::Propose(command)).await {
-        Ok(Answer::Proposed(proposed)) => Ok(proposed),
+        Ok(Answer::Proposed(proposed)) => Ok(proposed.map(|decided| *decided)),
         Ok(_) => Err(ChangeError::OutcomeUnknown { reason: format!("{leader} answers another question") }),
         // It has said no, or was not asked.
         Err(

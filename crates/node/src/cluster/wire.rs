@@ -55,7 +55,7 @@ pub(crate) enum Answer {
     Founded(Option<Founded>),
     Confirmed(Result<(), String>),
     /// An error says why the leader does not know whether it will come about.
-    Proposed(Result<Decided, String>),
+    Proposed(Result<Box<Decided>, String>),
 }
 
 /// By whom the cluster was founded, and what the asker is in it.

@@ -28,7 +28,8 @@ pub(crate) fn hello_for(shared: &Shared, peer: &Region) -> Hello {
     };
     let known = shared.catalog.known();
     // What is gone is not spoken of, whether it is purged yet or not: neither side can be behind in it.
-    for ((keyspace, shard), streams) in streams.into_iter().filter(|((keyspace, _), _)| !known.is_gone(*keyspace)) {
+    let is_here = |(stream, _): &(StreamKey, _)| !known.is_gone_from(shared.me(), stream.0);
+    for ((keyspace, shard), streams) in streams.into_iter().filter(is_here) {
         hello.cursors.push((keyspace, shard, streams.cursor(peer)));
         if let Some(stated) = streams.stated_by(peer) {
             hello.stated.push((keyspace, shard, stated.clone().into_iter().collect()));
@@ -188,7 +189,7 @@ fn misfits(shared: &Shared, hello: &Hello, dialled: Option<&Region>) -> Vec<Stri
 
 /// Where the peer has more of this very incarnation than was written: a dot of it has been issued elsewhere.
 fn own_end_exceeded(shared: &Shared, hello: &Hello) -> Option<String> {
-    let (me, incarnation) = (shared.me(), shared.store.incarnation());
+    let (me, incarnation, known) = (shared.me(), shared.store.incarnation(), shared.catalog.known());
     let cursors = hello.cursors.iter().map(|(keyspace, shard, vector)| (*keyspace, *shard, vector));
     let absorbed = hello.absorbed.iter().flat_map(|(keyspace, shard, vectors)| {
         vectors.iter().filter(|(region, _)| region == me).map(|(_, vector)| (*keyspace, *shard, vector))
@@ -197,8 +198,9 @@ fn own_end_exceeded(shared: &Shared, hello: &Hello) -> Option<String> {
         shared.queue(shard)?;
         let own = shared.store.streams(keyspace, shard).cursor(me).get(incarnation);
         let there = theirs.get(incarnation);
-        // A peer that has not purged yet remembers what was written into a keyspace that is gone.
-        (there > own && !shared.is_gone(keyspace))
+        // A peer that has not purged yet remembers what was written into a keyspace that is gone; and a keyspace that this run has
+        // purged, and comes to hold again, is to get it back.
+        (there > own && !shared.is_gone(keyspace) && !known.is_taking(me, keyspace))
             .then(|| format!("keyspace {}, shard {}: {there} there, {own} here", keyspace.0, shard.0))
     })
 }
@@ -212,11 +214,11 @@ fn owed_by(shared: &Shared, hello: &Hello) -> Owed {
         .map(|(keyspace, shard, vector)| ((*keyspace, *shard), vec![(shared.me().clone(), vector.clone())]));
     let stated = hello.stated.iter().map(|(keyspace, shard, stated)| ((*keyspace, *shard), stated.clone()));
     let mut owed = Owed::new();
-    // What is deleted nobody can complete, and nobody misses.
+    // What is deleted nobody can complete, and what this region may not hold any more nobody gives it.
     for (stream, had) in own.chain(stated) {
         let known = shared.queue(stream.1).is_some();
         let is_behind = || shared.store.streams(stream.0, stream.1).is_behind(&had, tree.shard(stream.1));
-        if known && is_behind() && !shared.is_gone(stream.0) {
+        if known && is_behind() && !shared.is_shut_out(stream.0) {
             owed.entry(stream).or_default().extend(had);
         }
     }
@@ -234,7 +236,10 @@ fn is_complete(shared: &Shared, hello: &Hello) -> bool {
         .collect();
     let known = shared.catalog.known();
     let streams = shared.store.all_streams();
-    streams.iter().filter(|(stream, _)| !known.is_gone(stream.0)).all(|(stream, streams)| {
+    // What it purged is not missing there, and what it may not hold any more it cannot be completed in.
+    let lacks =
+        |stream: &StreamKey| known.is_shut_out(&hello.region, stream.0) || known.is_taking(&hello.region, stream.0);
+    streams.iter().filter(|(stream, _)| !lacks(stream)).all(|(stream, streams)| {
         let lineage = tree.shard(stream.1);
         let has = |origin: &Region, wanted: &Vector| {
             theirs

@@ -376,8 +376,8 @@ impl Session {
             self.told = known.fingerprints().clone();
             self.say(ToSender::Keyspaces(self.told.clone())).await?;
         }
-        self.left_out.retain(|stream| !known.is_gone(stream.0));
-        self.refetching.retain(|stream| !known.is_gone(stream.0));
+        self.left_out.retain(|stream| !known.is_gone_from(self.shared.me(), stream.0));
+        self.refetching.retain(|stream| !known.is_gone_from(self.shared.me(), stream.0));
         let held = |stream: &StreamKey| known.is_for(self.shared.me(), stream.0);
         let wanted: Vec<StreamKey> = self.left_out.iter().copied().filter(held).collect();
         for stream in wanted {

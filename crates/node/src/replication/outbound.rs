@@ -285,15 +285,16 @@ impl Outbound {
         }
     }
 
-    /// The peer confirms nothing of keyspaces that are gone, and takes no states of them: nothing waits for it to.
+    /// The peer confirms nothing of keyspaces that are gone or are not for it any more, and takes no states of them: nothing waits for
+    /// it to.
     fn forget_gone(&mut self) {
         let known = self.shared.catalog.known();
-        let is_there = |stream: &StreamKey| !known.is_gone(stream.0);
+        let is_there = |stream: &StreamKey| known.is_for(&self.peer, stream.0);
         let waited = self.waiting.len() + self.overdue.len();
         self.sent.retain(|stream, _| is_there(stream));
         self.acked.retain(|stream, _| is_there(stream));
         self.short.retain(|stream, _| is_there(stream));
-        self.held_back.retain(|keyspace, _| !known.is_gone(*keyspace));
+        self.held_back.retain(|keyspace, _| known.is_for(&self.peer, *keyspace));
         self.waiting.retain(is_there);
         self.overdue.retain(is_there);
         self.in_flight.iter_mut().for_each(|batch| batch.last.retain(|stream, _| is_there(stream)));
@@ -328,6 +329,8 @@ impl Outbound {
         self.in_flight.clear();
         self.verified = false;
         self.stop_holding();
+        // A state may have brought the peer all there is of the stream, so that it never confirms any more of it.
+        self.note_confirmed(None);
     }
 
     /// Once no stream waits for a state any more.
@@ -600,7 +603,7 @@ fn start(shared: &Shared, peer: &Region, cursors: &BTreeMap<StreamKey, Vector>) 
     let still_has = confirmed
         .cursors
         .iter()
-        .filter(|(stream, _)| !known.is_gone(stream.0))
+        .filter(|(stream, _)| known.is_for(peer, stream.0))
         .all(|(stream, acked)| cursors.get(stream).unwrap_or(&nothing).covers_all(acked, tree.shard(stream.1)));
     // A peer whose disk was restored has less than it confirmed: for it the log is read from its beginning.
     if still_has { confirmed.position.max(oldest) } else { oldest }

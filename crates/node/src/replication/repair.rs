@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use isle_model::{Region, Vector};
+use isle_model::{KeyspaceId, Region, Vector};
 use isle_store::{Begun, Received, codec};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -20,7 +20,7 @@ use crate::replication::batch_codec;
 use crate::replication::handshake::learn;
 use crate::shard_queue::{ChunkTaken, Job, answer_of, chunk_bytes, delta_bytes};
 use crate::shared::{LinkCommand, Shared, StreamKey};
-use crate::{NodeError, replication::link::Link};
+use crate::{NodeError, holdings, replication::link::Link};
 
 const CHUNK_BYTES: u32 = 1 << 20;
 const FETCH_BYTES: u32 = 1 << 20;
@@ -156,12 +156,14 @@ impl Repair {
 
     fn lost(&self) -> BTreeMap<StreamKey, Vector> {
         let tree = self.shared.store.tree();
-        let is_lost = |dots: &Vector| {
+        let is_lost = |keyspace: KeyspaceId, dots: &Vector| {
             !dots.is_empty()
-                && dots.dots().all(|dot| tree.region(dot.incarnation).is_none_or(|origin| self.will_not_send(origin)))
+                && dots
+                    .dots()
+                    .all(|dot| tree.region(dot.incarnation).is_none_or(|origin| self.will_not_send(origin, keyspace)))
         };
         let left = self.shared.store.transfers().into_iter().map(|(stream, left)| (stream, left.shown));
-        left.filter(|(_, dots)| is_lost(dots)).collect()
+        left.filter(|(stream, dots)| is_lost(stream.0, dots)).collect()
     }
 
     /// Takes the states that peers said are needed.
@@ -181,15 +183,21 @@ impl Repair {
         self.completions.retain(|stream, _| owed.contains(stream));
         for stream in owed {
             let mut unheard = false;
+            let known = self.shared.catalog.known();
+            let is_taking = known.is_taking(self.shared.me(), stream.0);
+            // Who comes to hold it as well has no more than this region does.
+            let may_have =
+                |from: &&Region| known.takes_part(from, stream.0) && !(is_taking && known.is_taking(from, stream.0));
             let peers = self.shared.peers.all();
-            for from in peers.keys() {
+            for from in peers.keys().filter(may_have) {
                 let completion = self.completions.entry(stream).or_default();
                 if completion.from.contains(from) {
                     continue;
                 }
                 // What one state has left open the streams bring, unless their regions are gone.
                 let is_patient = self.shared.now().saturating_sub(completion.taken_at) < JOIN_PATIENCE;
-                if self.shared.standing.lock().is_joining() && !completion.from.is_empty() && is_patient {
+                let is_new = is_taking || self.shared.standing.lock().is_joining();
+                if is_new && !completion.from.is_empty() && is_patient {
                     unheard = true;
                     break;
                 }
@@ -239,7 +247,7 @@ impl Repair {
         let tree = shared.store.tree();
         let mut standing = shared.standing.lock();
         standing.settle(|at, stated| {
-            shared.store.streams(at.0, at.1).is_behind(stated, tree.shard(at.1)) && !shared.is_gone(at.0)
+            shared.store.streams(at.0, at.1).is_behind(stated, tree.shard(at.1)) && !shared.is_shut_out(at.0)
         });
         !standing.owed().contains_key(&stream)
     }
@@ -249,20 +257,24 @@ impl Repair {
         handle.ok_or_else(|| PeerError::Unreachable { reason: format!("there is no link to {region}") })
     }
 
-    /// Whether every member waits for this region: one that does not may forget a tombstone that a state taken now lacks.
-    fn check_registered(&self) -> Result<(), PeerError> {
+    /// Whether every other holder waits for this region: one that does not may forget a tombstone that a state taken now lacks.
+    fn check_registered(&self, keyspace: KeyspaceId) -> Result<(), PeerError> {
         let known = self.shared.catalog.known();
-        let unknown_to = self.shared.standing.lock().unknown_to(known.others(self.shared.me()));
+        let mut unknown_to = self.shared.standing.lock().unknown_to(known.others(self.shared.me()));
+        if known.is_taking(self.shared.me(), keyspace) {
+            unknown_to.extend(holdings::unknown_to(&self.shared, &known, keyspace));
+        }
         match unknown_to.first() {
             None => Ok(()),
-            Some(member) => Err(PeerError::NotReady { reason: format!("{member} does not know this region yet") }),
+            // Not that it has nothing to give: what it has is not lost.
+            Some(member) => Err(PeerError::Unreachable { reason: format!("{member} does not know this region yet") }),
         }
     }
 
     /// Takes the complete state of one keyspace and shard, from where an earlier attempt left off.
     async fn take_state(&mut self, from: &Region, stream: StreamKey) -> Result<(), RepairError> {
         let peer = self.peer(from)?;
-        self.check_registered()?;
+        self.check_registered(stream.0)?;
         self.shared.completing.begin(from, stream);
         let taken = self.take_chunks(peer.as_ref(), from, stream).await;
         self.shared.completing.pause(from, stream);
@@ -304,7 +316,7 @@ impl Repair {
     fn forget_gone(&mut self) {
         let known = self.shared.catalog.known();
         self.shared.forget_gone();
-        let gone = self.transfers.keys().filter(|(_, stream)| known.is_gone(stream.0));
+        let gone = self.transfers.keys().filter(|(_, stream)| known.is_gone_from(self.shared.me(), stream.0));
         for (from, stream) in gone.cloned().collect::<Vec<_>>() {
             self.forget_transfer(&from, stream);
         }
@@ -386,7 +398,7 @@ impl Repair {
 
     async fn ask_state(&self, peer: &dyn Peer, stream: StreamKey, start: Bytes) -> Result<StateReply, PeerError> {
         let (keyspace, shard) = stream;
-        let asker_is_behind = self.shared.standing.lock().is_behind();
+        let asker_is_behind = self.shared.is_behind();
         let asker = self.shared.me().clone();
         let ask = StateRequest { asker_is_behind, asker, keyspace, shard, start, bytes_max: CHUNK_BYTES };
         timeout(CALL_MAX, peer.state(ask)).await.map_err(late)?
@@ -458,7 +470,7 @@ impl Repair {
             let lineage = tree.shard(stream.1);
             for (holder, said) in streams.heard().iter().filter(|(holder, _)| shared.peers.contains(holder)) {
                 for (origin, vector) in &said.absorbed {
-                    if !streams.cursor(origin).covers_all(vector, lineage) && self.will_not_send(origin) {
+                    if !streams.cursor(origin).covers_all(vector, lineage) && self.will_not_send(origin, stream.0) {
                         out.entry((origin.clone(), stream)).or_default().push(holder.clone());
                     }
                 }
@@ -467,8 +479,11 @@ impl Repair {
         out
     }
 
-    /// Of this region's own lost writes nobody sends anything by himself.
-    fn will_not_send(&self, origin: &Region) -> bool {
+    /// Of this region's own lost writes nobody sends anything by himself, nor has a region any that has handed a keyspace over.
+    fn will_not_send(&self, origin: &Region, keyspace: KeyspaceId) -> bool {
+        if self.shared.catalog.known().is_gone_from(origin, keyspace) {
+            return true;
+        }
         let slot = self.shared.peers.get(origin);
         slot.is_none_or(|slot| Link::will_not_send(&slot.link.lock()))
     }

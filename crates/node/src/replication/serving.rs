@@ -125,7 +125,10 @@ fn check(shared: &Shared, asker: &Region, stream: StreamKey, asker_is_behind: bo
         let reason = format!("{asker} means something else by keyspace {}", stream.0.0);
         return Err(PeerError::NotReady { reason });
     }
-    if shared.standing.lock().is_behind() && !asker_is_behind {
+    if shared.catalog.known().is_taking(shared.me(), stream.0) && !asker_is_behind {
+        return Err(PeerError::NotReady { reason: "it does not have all of the keyspace itself".to_owned() });
+    }
+    if shared.is_behind() && !asker_is_behind {
         return Err(PeerError::NotReady { reason: "its disk was found behind, and it is being completed".to_owned() });
     }
     Ok(())

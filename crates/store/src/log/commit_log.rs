@@ -235,6 +235,19 @@ impl CommitLog {
         self.sync()
     }
 
+    /// Ends the current segment and begins the next, so that all that was appended can be trimmed. Returns where that ends; a sync makes it
+    /// known to the next start.
+    pub fn cut(&self) -> Result<LogPosition, AppendError> {
+        let mut tail = self.tail.lock();
+        self.check_poison()?;
+        let end = tail.end;
+        if tail.segment.as_ref().is_none_or(|current| current.offset > HEADER_BYTES) {
+            self.rotate(&mut tail, NOTE_BYTES as u32)?;
+        }
+        self.write(&mut tail, &[])?;
+        Ok(end)
+    }
+
     /// Notes what is durable and seals the log. Later appends are refused; reading goes on.
     pub fn close(&self) -> Result<(), SyncError> {
         self.note_idle()?;
