@@ -167,7 +167,8 @@ impl Default for StoreLimits {
         StoreLimits {
             segment_bytes: 64 << 20,
             overlay_bytes_max: 512 << 20,
-            view_cache_bytes: 64 << 20,
+            // What is not in it is read and decoded again, page by page, on the thread that serves.
+            view_cache_bytes: 256 << 20,
             checkpoint_log_bytes: 256 << 20,
             // A segment: what is prepared ahead of a burst must not be what fills the disk.
             disk_reserve_bytes: 64 << 20,

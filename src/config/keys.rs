@@ -60,7 +60,7 @@ keys! {
     "limits.drain_timeout" = "10s", "how long requests may take to end when stopping" => |c, text| c.limits.drain_timeout, duration(text);
     "store.segment_bytes" = "64MiB", "size of a file of the commit log" => |c, text| c.store.segment_bytes, size(text);
     "store.overlay_bytes_max" = "512MiB", "newest records in memory" => |c, text| c.store.overlay_bytes_max, size(text);
-    "store.view_cache_bytes" = "64MiB", "sled's page cache" => |c, text| c.store.view_cache_bytes, size(text);
+    "store.view_cache_bytes" = "256MiB", "sled's page cache" => |c, text| c.store.view_cache_bytes, size(text);
     "store.checkpoint_log_bytes" = "256MiB", "log between two checkpoints" => |c, text| c.store.checkpoint_log_bytes, size(text);
     "store.disk_reserve_bytes" = "64MiB", "writes are refused while the disk has less free space" => |c, text| c.store.disk_reserve_bytes, size(text);
 }

@@ -65,7 +65,7 @@ impl Default for StoreConfig {
             segment_bytes: 64 << 20,
             overlay_bytes_max: 512 << 20,
             overlay_drain_bytes: 384 << 20,
-            view_cache_bytes: 64 << 20,
+            view_cache_bytes: 256 << 20,
             view_rebuild_bytes_min: 64 << 20,
             checkpoint_log_bytes: 256 << 20,
             flush_log_bytes: 256 << 20,
