@@ -182,11 +182,10 @@ fn a_region_joins_over_mutual_tls_and_one_of_another_host_does_not() {
     done(&secure(&a, &authority.ca(), &["put", "default", "k", "of a"]));
     let add = |region: &str, port: u16| {
         let endpoint = format!("https://127.0.0.1:{port}");
-        let added = eventually("the region is added", || {
+        eventually("the region is added", || {
             let added = secure(&a, &authority.ca(), &["region", "add", region, "--peer-endpoint", &endpoint]);
-            if added.status.success() { Ok(added) } else { Err(String::from_utf8_lossy(&added.stderr).into_owned()) }
+            if added.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&added.stderr).into_owned()) }
         });
-        assert!(added.status.success());
     };
     let b = joins("b", b_port, &["127.0.0.1"]);
     add("b", b_port);

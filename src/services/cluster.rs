@@ -64,10 +64,8 @@ impl ClusterService {
         ClusterService { node, facts, started: tokio::time::Instant::now() }
     }
 
-    fn holders_changing(&self) -> impl Iterator<Item = v1::HolderChange> {
-        let metadata = self.node.metadata();
-        let changes: Vec<_> = metadata.keyspaces.values().flat_map(holders_changing).collect();
-        changes.into_iter()
+    fn holders_changing(&self) -> Vec<v1::HolderChange> {
+        self.node.metadata().keyspaces.values().flat_map(holders_changing).collect()
     }
 
     /// Every region and where clients find it, sorted by name.
@@ -123,7 +121,7 @@ impl ClusterService {
             overlay_bytes: status.overlay_bytes,
             quarantined,
             keyspaces_purging: status.keyspaces_purging as u32,
-            holders_changing: sorted(self.holders_changing(), |change| {
+            holders_changing: sorted(self.holders_changing().into_iter(), |change| {
                 (change.keyspace.clone(), change.region.clone())
             }),
             metadata: Some(metadata(status.metadata)),

@@ -211,40 +211,7 @@ impl Metadata {
                 (keyspace.policy, keyspace.revision) = (policy, index);
                 Some(keyspace.clone())
             }
-            Command::Move { id, to, prefix } => {
-                let staying = self.staying();
-                let keyspace = self.keyspaces.get_mut(&id).ok_or(Refused::Unknown { id })?;
-                let mut policy = keyspace.policy.clone();
-                let mut faults = Vec::new();
-                match (&mut policy.home, prefix) {
-                    (None, _) => faults.push(fault("home", format!("a {} keyspace has no homes", policy.scope))),
-                    (Some(HomeRule::Prefixes(prefixes)), Some(prefix)) => {
-                        // Longer ones would keep what begins so from following.
-                        prefixes.retain(|longer, _| !longer.starts_with(&prefix));
-                        prefixes.insert(prefix, to.clone());
-                    }
-                    (Some(_), Some(_)) => {
-                        faults.push(fault("home", "only prefixes(…) has prefixes to move".to_owned()))
-                    }
-                    (Some(_), None) => {}
-                }
-                if !self.members.contains_key(&to) {
-                    faults.push(fault("to", format!("{to} is no region of the cluster")));
-                } else if !self.members[&to].state.is_serving() {
-                    faults.push(fault("to", format!("{to} does not serve now (it is {:?})", self.members[&to].state)));
-                } else if !policy.admits(&to, &self.members) {
-                    faults.push(fault("to", format!("{to} may not hold the data: residency={}", policy.residency)));
-                } else if !keyspace.is_held_by(&to, &self.members) {
-                    faults.push(fault("to", format!("{to} does not have all of the data yet")));
-                }
-                faults.extend(policy.faults(&staying));
-                refuse(faults)?;
-                if keyspace.policy != policy {
-                    (keyspace.policy, keyspace.revision) = (policy, index);
-                }
-                keyspace.epoch = index;
-                Some(keyspace.clone())
-            }
+            Command::Move { id, to, prefix } => Some(self.move_homes(id, to, prefix, index)?),
             Command::Delete { id, expected } => {
                 let keyspace = self.keyspaces.get(&id).ok_or(Refused::Unknown { id })?;
                 if expected.is_some_and(|expected| expected != keyspace.revision) {
@@ -267,6 +234,45 @@ impl Metadata {
         };
         self.revision = index;
         Ok(done)
+    }
+
+    fn move_homes(
+        &mut self,
+        id: KeyspaceId,
+        to: Region,
+        prefix: Option<String>,
+        index: u64,
+    ) -> Result<Keyspace, Refused> {
+        let staying = self.staying();
+        let keyspace = self.keyspaces.get_mut(&id).ok_or(Refused::Unknown { id })?;
+        let mut policy = keyspace.policy.clone();
+        let mut faults = Vec::new();
+        match (&mut policy.home, prefix) {
+            (None, _) => faults.push(fault("home", format!("a {} keyspace has no homes", policy.scope))),
+            (Some(HomeRule::Prefixes(prefixes)), Some(prefix)) => {
+                // Longer ones would keep what begins so from following.
+                prefixes.retain(|longer, _| !longer.starts_with(&prefix));
+                prefixes.insert(prefix, to.clone());
+            }
+            (Some(_), Some(_)) => faults.push(fault("home", "only prefixes(…) has prefixes to move".to_owned())),
+            (Some(_), None) => {}
+        }
+        if !self.members.contains_key(&to) {
+            faults.push(fault("to", format!("{to} is no region of the cluster")));
+        } else if !self.members[&to].state.is_serving() {
+            faults.push(fault("to", format!("{to} does not serve now (it is {:?})", self.members[&to].state)));
+        } else if !policy.admits(&to, &self.members) {
+            faults.push(fault("to", format!("{to} may not hold the data: residency={}", policy.residency)));
+        } else if !keyspace.is_held_by(&to, &self.members) {
+            faults.push(fault("to", format!("{to} does not have all of the data yet")));
+        }
+        faults.extend(policy.faults(&staying));
+        refuse(faults)?;
+        if keyspace.policy != policy {
+            (keyspace.policy, keyspace.revision) = (policy, index);
+        }
+        keyspace.epoch = index;
+        Ok(keyspace.clone())
     }
 
     fn insert(&mut self, id: KeyspaceId, name: String, policy: Policy, index: u64) {

@@ -39,6 +39,7 @@ pub(crate) struct Holdings {
     had: BTreeMap<Under, Vec<(StreamKey, Arc<Streams>)>>,
     /// When peers may be greeted again.
     asks_at: BTreeMap<Under, Instant>,
+    /// What this region is to be rid of.
     purging: BTreeSet<Under>,
     /// What this region has been rid of, and has some of again: its directory was restored from a copy.
     found: BTreeSet<Under>,
@@ -91,18 +92,17 @@ impl Holdings {
                 continue;
             }
             for (under, step) in steps {
-                if step == Step::Gone && self.is_rid(under).await {
-                    self.found.remove(&under);
-                }
-                if step == Step::Gone {
+                // Once is enough, whenever the cluster agrees: to ask costs links, by which it has to be heard.
+                if !self.done.contains(&under) && !self.is_done(under, step).await {
                     continue;
                 }
-                // Once is enough, whenever the cluster agrees: to ask costs links, by which it has to be heard.
-                if self.done.contains(&under) || self.is_done(under, step).await {
-                    self.done.insert(under);
-                    let ((id, since), region) = (under, self.shared.me().clone());
-                    say(&self.shared, Command::Step { id, region, since }).await;
+                if step == Step::Gone {
+                    self.found.remove(&under);
+                    continue;
                 }
+                self.done.insert(under);
+                let ((id, since), region) = (under, self.shared.me().clone());
+                say(&self.shared, Command::Step { id, region, since }).await;
             }
             sleep(LOOK_EVERY).await;
         }
@@ -136,8 +136,7 @@ impl Holdings {
         match step {
             Step::Taking => self.has_taken(under).await,
             Step::Handing => self.has_handed(under).await,
-            Step::Purging => self.is_rid(under).await,
-            Step::Gone => false,
+            Step::Purging | Step::Gone => self.is_rid(under).await,
         }
     }
 

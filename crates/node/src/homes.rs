@@ -71,6 +71,6 @@ pub(crate) fn fault_of(keyspace: &Keyspace, members: &Members, key: &[u8], asked
     if !keyspace.is_held_by(asked, members) {
         return Some(format!("{asked} does not have all of the data yet"));
     }
-    let decided = policy.home_of(key, members).filter(|home| home != asked)?;
+    let decided = keyspace.home_of(key, members).filter(|home| home != asked)?;
     Some(format!("the keyspace's policy makes {decided} this key's home"))
 }

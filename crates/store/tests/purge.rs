@@ -525,12 +525,9 @@ fn files_with(disk: &MemoryDisk, root: &Path, wanted: &[u8]) -> Vec<String> {
             false => files.push((format!("view: {}", path.display()), std::fs::read(&path))),
         }
     }
-    let holds = |bytes: Vec<u8>| bytes.windows(wanted.len()).any(|window| window == wanted);
-    files
-        .into_iter()
-        .filter(|(_, bytes)| bytes.as_ref().is_ok_and(|b| holds(b.clone())))
-        .map(|(name, _)| name)
-        .collect()
+    let holds = |bytes: &Vec<u8>| bytes.windows(wanted.len()).any(|window| window == wanted);
+    let found = files.into_iter().filter(|(_, bytes)| bytes.as_ref().is_ok_and(holds));
+    found.map(|(name, _)| name).collect()
 }
 
 /// sled keeps what is taken out in its file, the log keeps what was written, and so does the last checkpoint.

@@ -68,7 +68,6 @@ pub struct Tuning {
     pub spoils: bool,
     /// Whether writes of the other keyspace are forwarded to its keys' homes.
     pub homed: bool,
-    /// Who leaves the cluster and joins it again.
     pub leaver: Option<Leaver>,
     pub tombstone_horizon: Duration,
     /// Below so much free space writes are refused.
