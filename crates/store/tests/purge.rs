@@ -12,7 +12,9 @@ use isle_model::{
     Epoch, Hlc, Incarnation, KeyspaceId, Mutation, Precondition, Record, Region, ShardId, Streams, Value,
 };
 use isle_store::disk::{Crash, Disk, MemoryDisk};
-use isle_store::{BootIdentity, ReadError, RecoveryReport, ShardWriter, Store, StoreConfig, ViewPlace, codec};
+use isle_store::{
+    BootIdentity, ReadError, RecoveryReport, SET_ASIDE, ShardWriter, Store, StoreConfig, ViewPlace, codec,
+};
 
 const GONE: KeyspaceId = KeyspaceId(1);
 const KEPT: KeyspaceId = KeyspaceId(2);
@@ -561,6 +563,12 @@ fn no_file_holds_what_was_purged_once_it_is_scrubbed() {
             "the rest is there"
         );
         node.check(&kept);
+        let aside = root.path().join(format!("{SET_ASIDE}1"));
+        std::fs::create_dir(&aside).unwrap();
+        assert!(!node.store.is_scrubbed(&scrub), "what the doctor set aside may hold it");
+        assert_eq!(node.store.set_aside(), Some(format!("{SET_ASIDE}1")));
+        std::fs::remove_dir(&aside).unwrap();
+        assert!(node.store.is_scrubbed(&scrub));
         let again = node.store.scrub().unwrap();
         assert!(!node.store.is_scrubbed(&again), "each is of its own moment");
         let (died, view) = image(&disk, root.path());
