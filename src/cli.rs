@@ -17,6 +17,7 @@ mod put;
 mod region;
 mod scan;
 mod serve;
+mod ship;
 mod signals;
 mod status;
 mod value;
@@ -97,6 +98,8 @@ enum Command {
     Keyspace(keyspace::Keyspace),
     /// Make another region the home of keys, while they are read and written
     Move(move_homes::Move),
+    /// Ship what a region has written into a keyspace to the others now, whatever its tier
+    Ship(ship::Ship),
     /// Let a region into the running cluster, or take one out
     Region(region::Region),
     /// Show every region: records, digests, conflicts, lag
@@ -183,6 +186,7 @@ fn carry_out(cli: Cli) -> Result<(), Failure> {
             Command::Export(command) => command.run(global).await,
             Command::Keyspace(command) => command.run(global).await,
             Command::Move(command) => command.run(global).await,
+            Command::Ship(command) => command.run(global).await,
             Command::Region(command) => command.run(global).await,
             Command::Status(command) => command.run(global).await,
             Command::Doctor(command) => command.run(global),

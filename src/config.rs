@@ -66,6 +66,7 @@ pub struct Limits {
     pub queue_bytes_max: u64,
     pub log_budget_bytes: u64,
     pub log_budget_age: Duration,
+    pub state_chunk_bytes: u64,
     pub clock_drift_max: Duration,
     pub tombstone_horizon: Duration,
     pub drain_timeout: Duration,
@@ -153,6 +154,8 @@ impl Default for Limits {
             // What a dead peer may cost in disk before it is served by state instead.
             log_budget_bytes: 4 << 30,
             log_budget_age: Duration::from_secs(24 * 3600),
+            // Large enough to pack well, small enough that little has to be taken again after a break.
+            state_chunk_bytes: 1 << 20,
             clock_drift_max: Duration::from_millis(limits::CLOCK_DRIFT_MS_MAX),
             // A region may be away for a week before the others stop keeping their tombstones for it.
             tombstone_horizon: Duration::from_secs(7 * 24 * 3600),
@@ -315,6 +318,7 @@ impl Config {
         let mut at_least = |key: &str, is: u64, least: u64| check(is >= least, key, format!("{key} is below {least}"));
         at_least("limits.requests_max", limits.requests_max as u64, 1);
         at_least("limits.queue_bytes_max", limits.queue_bytes_max, limits::BATCH_BYTES_MAX as u64);
+        at_least("limits.state_chunk_bytes", limits.state_chunk_bytes, 1 << 10);
         at_least("limits.log_budget_bytes", limits.log_budget_bytes, store.segment_bytes);
         at_least("store.segment_bytes", store.segment_bytes, 2 * limits::BATCH_BYTES_MAX as u64);
         at_least("store.overlay_bytes_max", store.overlay_bytes_max, 2 * limits::BATCH_BYTES_MAX as u64);

@@ -468,6 +468,7 @@ fn node_config(config: &Config, cluster_key: [u8; 32]) -> NodeConfig {
         queue_bytes_max: u32::try_from(config.limits.queue_bytes_max).unwrap_or(u32::MAX),
         log_budget_bytes: config.limits.log_budget_bytes,
         log_budget_age: config.limits.log_budget_age,
+        state_chunk_bytes: u32::try_from(config.limits.state_chunk_bytes).unwrap_or(u32::MAX),
         clock_drift_ms_max: u64::try_from(config.limits.clock_drift_max.as_millis()).unwrap_or(u64::MAX),
         tombstone_horizon: config.limits.tombstone_horizon,
         ..NodeConfig::default()

@@ -221,7 +221,7 @@ fn faults_of_keyspace_commands_are_named_all_at_once() {
     assert_eq!((&mixed["code"], &mixed["reason"]), (&json!("INVALID_ARGUMENT"), &json!("INCOMPATIBLE_SETTINGS")));
     let fields: Vec<_> = mixed["violations"].as_array().unwrap().iter().map(|row| row["field"].clone()).collect();
     assert_eq!(fields, [json!("keyspace.policy.home"), json!("keyspace.policy.replication")]);
-    let later = failed(&node.isle(&["keyspace", "create", "carts", "--tier", "warm(1h)", "--ttl", "1h"]), 1);
+    let later = failed(&node.isle(&["keyspace", "create", "carts", "--tier", "cold(1d)", "--ttl", "1h"]), 1);
     assert_eq!((&later["reason"], &later["facts"]["field"]), (&json!("NOT_SERVED"), &json!("tier,ttl")));
     assert_eq!(failed(&node.isle(&["keyspace", "update", "default"]), 2)["reason"], "BAD_USAGE");
     assert_eq!(rows(&node.isle(&["keyspace", "list"])).len(), 1);

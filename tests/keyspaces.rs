@@ -222,7 +222,6 @@ async fn an_impossible_mix_is_refused_with_every_rule_it_breaks() {
 async fn what_is_not_built_is_refused_by_name_and_not_ignored() {
     let served = served().await;
     let later = [
-        ("tier", "warm(1h)"),
         ("tier", "cold(1d)"),
         ("ttl", "1h"),
         ("conflict", "siblings"),

@@ -177,9 +177,9 @@ fn peer_messages() -> Vec<Vec<u8>> {
     for message in [
         ToReceiver::Hello(Box::new(hello())),
         ToReceiver::Deltas(deltas.clone()),
-        ToReceiver::NeedsState { keyspace: KS, shard: SHARD },
+        ToReceiver::NeedsState { keyspace: KS, shard: SHARD, changes: true },
         ToReceiver::Heartbeat { lag_bytes: 1, caught_up: true },
-        ToReceiver::ProbeAnswer { id: 9, wall_ms: 1_700_000_000_000 },
+        ToReceiver::ProbeAnswer { id: 9, wall_ms: 1_700_000_000_000, waiting: vec![(KS, SHARD)] },
     ] {
         out.push(with(1, &peer_wire::to_receiver(message).encode_to_vec()));
     }

@@ -130,7 +130,38 @@ fn peer_json(peer: &v1::PeerStatus) -> Json {
         "last_error": peer.last_error,
         "quarantined": peer.quarantined,
         "quarantine_reason": peer.quarantine_reason,
+        "shipments": peer.shipments.iter().map(shipment_json).collect::<Vec<_>>(),
     })
+}
+
+fn shipment_json(shipment: &v1::ShipmentStatus) -> Json {
+    json!({
+        "keyspace": shipment.keyspace,
+        "keys_waiting": shipment.keys_waiting,
+        "oldest_seconds": seconds(shipment.oldest),
+        "next_in_seconds": seconds(shipment.next_in),
+    })
+}
+
+fn seconds(span: Option<prost_types::Duration>) -> f64 {
+    span.map_or(0.0, |span| span.seconds as f64 + f64::from(span.nanos) / 1e9)
+}
+
+fn shipment_rows(regions: &[v1::RegionStatus]) -> Vec<[String; 6]> {
+    let rows = regions.iter().flat_map(|region| region.peers.iter().map(move |peer| (region, peer)));
+    let rows = rows.flat_map(|(region, peer)| peer.shipments.iter().map(move |shipment| (region, peer, shipment)));
+    let row = |(region, peer, shipment): (&v1::RegionStatus, &v1::PeerStatus, &v1::ShipmentStatus)| {
+        let whole = |span| isle_model::span::show(Duration::from_secs(seconds(span).round() as u64));
+        [
+            shipment.keyspace.clone(),
+            region.region.clone(),
+            peer.region.clone(),
+            shipment.keys_waiting.map_or("?".to_owned(), |keys| keys.to_string()),
+            whole(shipment.oldest),
+            whole(shipment.next_in),
+        ]
+    };
+    rows.map(row).collect()
 }
 
 fn table(cluster: &str, regions: &[v1::RegionStatus]) -> Vec<String> {
@@ -142,6 +173,12 @@ fn table(cluster: &str, regions: &[v1::RegionStatus]) -> Vec<String> {
     let head = ["from", "to", "state", "lag", "behind", "sent"];
     let rows = regions.iter().flat_map(|region| region.peers.iter().map(|peer| peer_row(region, peer)));
     lines.extend(columns(std::iter::once(head.map(str::to_owned)).chain(rows).collect()));
+    let shipments = shipment_rows(regions);
+    if !shipments.is_empty() {
+        lines.push(String::new());
+        let head = ["keyspace", "from", "to", "keys waiting", "oldest", "ships in"];
+        lines.extend(columns(std::iter::once(head.map(str::to_owned)).chain(shipments).collect()));
+    }
     for region in regions {
         let metadata = region.metadata.as_ref().filter(|metadata| !metadata.has_majority);
         lines.extend(metadata.map(|metadata| {

@@ -53,8 +53,9 @@ keys! {
     "limits.requests_max" = "1024", "requests of clients at once; more are refused" => |c, text| c.limits.requests_max, number(text);
     "limits.receive_timeout" = "30s", "how long a request may take to come, streams apart" => |c, text| c.limits.receive_timeout, duration(text);
     "limits.queue_bytes_max" = "32MiB", "writes waiting in a shard; more are refused" => |c, text| c.limits.queue_bytes_max, size(text);
-    "limits.log_budget_bytes" = "4GiB", "what a dead peer may cost in disk; beyond, it is completed by state" => |c, text| c.limits.log_budget_bytes, size(text);
+    "limits.log_budget_bytes" = "4GiB", "what a dead peer may cost in disk; beyond, it takes what has changed, or a state" => |c, text| c.limits.log_budget_bytes, size(text);
     "limits.log_budget_age" = "24h", "the same, in time" => |c, text| c.limits.log_budget_age, duration(text);
+    "limits.state_chunk_bytes" = "1MiB", "size of a piece of what another region takes by state; at most 4 MiB" => |c, text| c.limits.state_chunk_bytes, size(text);
     "limits.clock_drift_max" = "10s", "stamps further ahead never advance this clock" => |c, text| c.limits.clock_drift_max, duration(text);
     "limits.tombstone_horizon" = "7d", "a region away for longer is not waited for" => |c, text| c.limits.tombstone_horizon, duration(text);
     "limits.drain_timeout" = "10s", "how long requests may take to end when stopping" => |c, text| c.limits.drain_timeout, duration(text);

@@ -247,6 +247,16 @@ fn peer(from: isle_node::PeerStatus) -> v1::PeerStatus {
         last_error: from.last_error.unwrap_or_default(),
         quarantined: from.quarantined,
         quarantine_reason: from.quarantine_reason.unwrap_or_default(),
+        shipments: from.shipments.into_iter().map(shipment).collect(),
         ..v1::PeerStatus::default()
+    }
+}
+
+fn shipment(from: isle_node::ShipmentStatus) -> v1::ShipmentStatus {
+    v1::ShipmentStatus {
+        keyspace: from.keyspace,
+        keys_waiting: from.keys_waiting,
+        oldest: wire::span(from.oldest),
+        next_in: wire::span(from.next_in),
     }
 }

@@ -8,7 +8,7 @@ use isle_model::Region;
 use isle_model::limits::{BATCH_BYTES_MAX, NAME_BYTES_MAX, PAGE_ITEMS_MAX};
 use isle_model::metadata::{Command, Holding, Keyspace, Metadata, Refused, Step, is_name};
 use isle_model::policy::{Fault, Policy};
-use isle_node::{ChangeError, MoveReply, MoveRequest, Moved, Node, RequestContext};
+use isle_node::{ChangeError, MoveReply, MoveRequest, Moved, Node, RequestContext, Shipped};
 use isle_proto::policy::{masked, policy, to_policy};
 use isle_proto::v1;
 use isle_proto::v1::keyspaces_server::Keyspaces;
@@ -18,7 +18,7 @@ use tonic::{Request, Response, Status};
 
 use crate::page_token::PageKey;
 use crate::status_table::{
-    bad_field, bad_settings, etag_not_reached, incompatible_settings, internal_fault, of_change, of_move,
+    bad_field, bad_settings, etag_not_reached, incompatible_settings, internal_fault, of_change, of_move, of_node,
     settings_not_served, unknown_keyspace,
 };
 use crate::{etag, request_context};
@@ -324,5 +324,17 @@ impl Keyspaces for KeyspacesService {
         let moved = self.node.move_homes(&context, asked).await.map_err(|error| of_move(&error, &keyspace))?;
         let MoveReply { moved, epoch } = moved;
         Ok(Response::new(v1::MoveHomesResponse { header: self.header(), moved, home_epoch: epoch.0 }))
+    }
+
+    async fn ship_keyspace(
+        &self,
+        request: Request<v1::ShipKeyspaceRequest>,
+    ) -> Result<Response<v1::ShipKeyspaceResponse>, Status> {
+        let context = request_context::of(&request);
+        let keyspace = request.into_inner().keyspace;
+        let shipped = self.node.ship(&context, &keyspace).await.map_err(|error| of_node(&error))?;
+        let one = |Shipped { region, keys, is_done }| v1::Shipment { region: region.to_string(), keys, done: is_done };
+        let shipments = shipped.into_iter().map(one).collect();
+        Ok(Response::new(v1::ShipKeyspaceResponse { header: self.header(), shipments }))
     }
 }

@@ -100,6 +100,7 @@ pub fn to_sender(from: ToSender) -> v1::ToSender {
         }
         ToSender::Probe { id } => Message::Probe(v1::Probe { id }),
         ToSender::Keyspaces(said) => Message::Keyspaces(v1::KeyspaceDigests { keyspaces: digests(&said) }),
+        ToSender::Ship { keyspace } => Message::Ship(v1::Ship { keyspace: keyspace.0 }),
         ToSender::Refetch { keyspace, shard, after } => {
             let after = Some(convert::vector(&after));
             Message::Refetch(v1::Refetch { keyspace: keyspace.0, shard: shard.0, after })
@@ -120,6 +121,7 @@ pub fn of_receiver(from: v1::ToSender) -> Result<ToSender, PeerError> {
         Message::Ack(ack) => Ok(ToSender::Ack { cursors: all(ack.cursors, to_cursor)?, bytes: ack.bytes }),
         Message::Probe(probe) => Ok(ToSender::Probe { id: probe.id }),
         Message::Keyspaces(said) => Ok(ToSender::Keyspaces(to_fingerprints(said.keyspaces))),
+        Message::Ship(ship) => Ok(ToSender::Ship { keyspace: KeyspaceId(ship.keyspace) }),
         Message::Refetch(refetch) => Ok(ToSender::Refetch {
             keyspace: KeyspaceId(refetch.keyspace),
             shard: ShardId(refetch.shard),
@@ -133,11 +135,16 @@ pub fn to_receiver(from: ToReceiver) -> v1::ToReceiver {
     let message = match from {
         ToReceiver::Hello(from) => Message::Hello(hello(&from)),
         ToReceiver::Deltas(batch) => Message::Deltas(delta_batch(batch, v1::Compression::ZstdStream)),
-        ToReceiver::NeedsState { keyspace, shard } => {
-            Message::NeedsState(v1::NeedsState { keyspace: keyspace.0, shard: shard.0 })
+        ToReceiver::NeedsState { keyspace, shard, changes } => {
+            Message::NeedsState(v1::NeedsState { keyspace: keyspace.0, shard: shard.0, changes })
         }
         ToReceiver::Heartbeat { lag_bytes, caught_up } => Message::Heartbeat(v1::Heartbeat { lag_bytes, caught_up }),
-        ToReceiver::ProbeAnswer { id, wall_ms } => Message::ProbeAnswer(v1::ProbeAnswer { id, wall_ms }),
+        ToReceiver::ProbeAnswer { id, wall_ms, waiting } => {
+            let name =
+                |(keyspace, shard): (KeyspaceId, ShardId)| v1::StreamName { keyspace: keyspace.0, shard: shard.0 };
+            let waiting = waiting.into_iter().map(name).collect();
+            Message::ProbeAnswer(v1::ProbeAnswer { id, wall_ms, waiting })
+        }
     };
     v1::ToReceiver { message: Some(message) }
 }
@@ -148,10 +155,15 @@ pub fn of_sender(from: v1::ToReceiver) -> Result<ToReceiver, PeerError> {
         Message::Hello(from) => ToReceiver::Hello(Box::new(to_hello(from)?)),
         Message::Deltas(batch) => ToReceiver::Deltas(to_delta_batch(batch, v1::Compression::ZstdStream)?),
         Message::NeedsState(from) => {
-            ToReceiver::NeedsState { keyspace: KeyspaceId(from.keyspace), shard: ShardId(from.shard) }
+            let (keyspace, shard) = (KeyspaceId(from.keyspace), ShardId(from.shard));
+            ToReceiver::NeedsState { keyspace, shard, changes: from.changes }
         }
         Message::Heartbeat(from) => ToReceiver::Heartbeat { lag_bytes: from.lag_bytes, caught_up: from.caught_up },
-        Message::ProbeAnswer(from) => ToReceiver::ProbeAnswer { id: from.id, wall_ms: from.wall_ms },
+        Message::ProbeAnswer(from) => {
+            let stream = |name: v1::StreamName| (KeyspaceId(name.keyspace), ShardId(name.shard));
+            let waiting = from.waiting.into_iter().map(stream).collect();
+            ToReceiver::ProbeAnswer { id: from.id, wall_ms: from.wall_ms, waiting }
+        }
     })
 }
 
@@ -265,6 +277,7 @@ pub fn state_request(identity: &Identity, from: StateRequest) -> v1::StateReques
         start: from.start,
         bytes_max: from.bytes_max,
         caller_is_behind: from.asker_is_behind,
+        changes_after: from.changes_after.as_ref().map(convert::vector),
     }
 }
 
@@ -276,6 +289,7 @@ pub fn to_state_request(identity: &Identity, from: v1::StateRequest) -> Result<S
         shard: ShardId(from.shard),
         start: from.start,
         bytes_max: from.bytes_max,
+        changes_after: from.changes_after.map(|after| to_vector(Some(after))).transpose()?,
     })
 }
 
@@ -364,9 +378,9 @@ mod tests {
         let batch = DeltaBatch { rows: vec![], count: 2, raw_len: 10, crc: 3, zstd: Bytes::from_static(b"z") };
         for sent in [
             ToReceiver::Deltas(batch),
-            ToReceiver::NeedsState { keyspace, shard },
+            ToReceiver::NeedsState { keyspace, shard, changes: true },
             ToReceiver::Heartbeat { lag_bytes: 1, caught_up: true },
-            ToReceiver::ProbeAnswer { id: 9, wall_ms: 1_700_000_000_000 },
+            ToReceiver::ProbeAnswer { id: 9, wall_ms: 1_700_000_000_000, waiting: vec![(keyspace, shard)] },
         ] {
             assert_eq!(of_sender(to_receiver(sent.clone())).unwrap(), sent);
         }
@@ -391,6 +405,8 @@ mod tests {
             records: vec![],
             ledger: vec![],
             taken_at: isle_model::Hlc::default(),
+            changes: false,
+            last_own: None,
         };
         let sent = state_response(&StateReply { rows: vec![], chunk }).unwrap();
         assert!(to_state_reply(sent.clone()).is_ok());

@@ -356,7 +356,9 @@ async fn a_far_future_clock_is_nobody_elses() {
     // Nor does a peer's clock that is said to stand at the end, or the beginning, of time.
     for wall_ms in [u64::MAX, 1] {
         for id in 0..20 {
-            subscription.say(v1::to_receiver::Message::ProbeAnswer(v1::ProbeAnswer { id, wall_ms })).await;
+            subscription
+                .say(v1::to_receiver::Message::ProbeAnswer(v1::ProbeAnswer { id, wall_ms, waiting: Vec::new() }))
+                .await;
         }
         let read = value_of(&victim, "mine").await;
         assert_eq!(read, Some(Value::from("now")));
@@ -390,7 +392,7 @@ async fn gaps_without_end_cost_nothing_that_grows() {
         let gap = put(&format!("k{n}"), at, Some(dot(INCARNATION, 9 + 2 * n)), "x", 1, now());
         let elsewhere = Delta { keyspace: isle_model::KeyspaceId(77 + n), ..gap.clone() };
         subscription.deltas(batch_of(&[codec::encode_delta(&gap), codec::encode_delta(&elsewhere)])).await;
-        let needs = v1::NeedsState { keyspace: 1000 + n, shard: n as u32 };
+        let needs = v1::NeedsState { keyspace: 1000 + n, shard: n as u32, changes: n % 2 == 0 };
         subscription.say(v1::to_receiver::Message::NeedsState(needs)).await;
     }
     victim.serves_on().await;

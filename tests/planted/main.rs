@@ -48,6 +48,7 @@ fn mixes(bug: Bug) -> &'static [Mix] {
         Bug::AdmitReplaced => &[Mix::Cloned],
         Bug::TakeForeignHome | Bug::StrongFromHere => &[Mix::Homed],
         Bug::SkipHanding | Bug::ServeHalf | Bug::GoneAtOnce => &[Mix::Holders],
+        Bug::ForgetChange | Bug::PinAtLast => &[Mix::Warm],
         Bug::CursorBeforeLast | Bug::KeepUnlisted => &[Mix::Away, Mix::Restored, Mix::Partitions],
         _ => &[Mix::Partitions, Mix::Crashes],
     }

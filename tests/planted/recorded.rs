@@ -23,5 +23,7 @@ pub const RECORDED: &[(Bug, &[Case])] = &[
     (Bug::StrongFromHere, &[(1, Mix::Homed), (5, Mix::Homed), (6, Mix::Homed), (7, Mix::Homed)]),
     (Bug::SkipHanding, &[(40, Mix::Holders), (57, Mix::Holders), (86, Mix::Holders), (88, Mix::Holders)]),
     (Bug::ServeHalf, &[(62, Mix::Holders), (65, Mix::Holders), (91, Mix::Holders)]),
+    (Bug::ForgetChange, &[(2, Mix::Warm), (3, Mix::Warm), (4, Mix::Warm), (5, Mix::Warm)]),
+    (Bug::PinAtLast, &[(0, Mix::Warm), (1, Mix::Warm), (3, Mix::Warm), (6, Mix::Warm)]),
     (Bug::GoneAtOnce, &[(0, Mix::Holders), (3, Mix::Holders), (5, Mix::Holders), (7, Mix::Holders)]),
 ];

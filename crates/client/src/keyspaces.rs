@@ -76,6 +76,16 @@ fn unreadable(why: &str) -> Error {
     Error::local(Code::Unknown, crate::error::OUTCOME_UNKNOWN, message)
 }
 
+/// How the shipment of a keyspace to one region ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shipment {
+    pub region: String,
+    /// Keys of which it lacked something; `None` where they were not counted.
+    pub keys: Option<u64>,
+    /// Whether it has all that was written before the call. Else it gets it once it is reached.
+    pub is_done: bool,
+}
+
 impl Client {
     fn keyspaces_client(&self) -> KeyspacesClient<Channel> {
         KeyspacesClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX)
@@ -162,6 +172,15 @@ impl Client {
         let request = v1::DeleteKeyspaceRequest { name: name.to_owned(), etag, validate_only: dry_run };
         let send = |mut client: KeyspacesClient<_>, request| async move { client.delete_keyspace(request).await };
         Keyspace::of_wire(self.call_keyspaces(dry_run, request, send).await?.keyspace)
+    }
+
+    /// Ships what the region that is asked has written into a keyspace to the others, now, and waits until they have it, for as long as
+    /// the call may take.
+    pub async fn ship(&self, keyspace: &str) -> Result<Vec<Shipment>, Error> {
+        let request = v1::ShipKeyspaceRequest { keyspace: keyspace.to_owned() };
+        let send = |mut client: KeyspacesClient<_>, request| async move { client.ship_keyspace(request).await };
+        let shipments = self.call_keyspaces(true, request, send).await?.shipments.into_iter();
+        Ok(shipments.map(|one| Shipment { region: one.region, keys: one.keys, is_done: one.done }).collect())
     }
 
     /// Moves the homes of keys to another region, while they are read and written. Again, it goes on where it stopped: so it is

@@ -25,7 +25,7 @@ pub use entry::{Entry, Record, Written};
 pub use error::{Error, Violation};
 pub use isle_model::policy;
 pub use isle_proto::v1;
-pub use keyspaces::{ChangeOptions, HolderChange, HolderStep, HomesMoved, Keyspace, KeyspacePage, MoveWhat};
+pub use keyspaces::{ChangeOptions, HolderChange, HolderStep, HomesMoved, Keyspace, KeyspacePage, MoveWhat, Shipment};
 pub use retry::Retry;
 pub use scan::{Page, Range};
 pub use value::Value;

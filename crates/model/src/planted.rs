@@ -41,10 +41,14 @@ pub enum Bug {
     ServeHalf = 17,
     /// A region says that it is rid of a keyspace before it is (narrowing).
     GoneAtOnce = 18,
+    /// That a key has changed is forgotten once one peer has it, not once all have (warm).
+    ForgetChange = 19,
+    /// A shipment's cursor moves to where its last piece was read, not its first (warm).
+    PinAtLast = 20,
 }
 
 impl Bug {
-    pub const ALL: [Bug; 18] = [
+    pub const ALL: [Bug; 20] = [
         Bug::ReplyBeforeSync,
         Bug::ForgetEarly,
         Bug::SkipGap,
@@ -63,6 +67,8 @@ impl Bug {
         Bug::SkipHanding,
         Bug::ServeHalf,
         Bug::GoneAtOnce,
+        Bug::ForgetChange,
+        Bug::PinAtLast,
     ];
 }
 

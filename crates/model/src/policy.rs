@@ -220,6 +220,14 @@ impl Policy {
         members.keys().filter(|region| self.admits(region, members))
     }
 
+    /// How long a change may wait before it is shipped, where changes are not shipped as they come.
+    pub fn ship_interval(&self) -> Option<Duration> {
+        match self.tier {
+            Tier::Warm(interval) if self.is_copied() => Some(interval),
+            _ => None,
+        }
+    }
+
     /// Whether what one region writes goes to the others.
     pub fn is_copied(&self) -> bool {
         self.scope != Scope::Local

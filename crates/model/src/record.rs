@@ -244,6 +244,18 @@ impl Record {
         self.fields.iter().flat_map(|(_, field)| field.seen().dots())
     }
 
+    /// The fields with writes of a region's that somebody lacks who has so much of its stream: whole, as a delta ships them. With a
+    /// new home comes the whole record, for it may lack what a third region wrote. Empty where there are none.
+    pub fn changed_since(&self, region: &Region, have: &Vector, lineage: Lineage<'_>) -> Record {
+        let is_new = |dot: Dot| lineage.region(dot.incarnation) == Some(region) && !have.covers(dot, lineage);
+        let is_changed = |field: &(FieldKey, Field)| field.1.seen().dots().any(is_new);
+        let home = self.fields.iter().find(|(key, _)| key.kind == Kind::Home);
+        if home.is_some_and(is_changed) {
+            return self.clone();
+        }
+        Record { fields: self.fields.iter().filter(|field| is_changed(field)).cloned().collect() }
+    }
+
     /// Every incarnation the record names: a receiver has to know them all before it merges.
     pub fn incarnations(&self) -> impl Iterator<Item = crate::Incarnation> {
         self.fields.iter().flat_map(|(_, field)| {

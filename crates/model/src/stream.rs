@@ -128,11 +128,27 @@ impl Streams {
     }
 
     /// Moves cursors to what a state transfer brought. A cursor never moves back.
-    pub fn advance(&mut self, cursors: &[(Region, Vector)], lineage: Lineage<'_>) {
+    ///
+    /// `heard` is what the sender had absorbed before the first of it was read, where that is to count: as good as a statement behind
+    /// the last of its own deltas by then. Where nothing was merged, it is no news that cursors move, or two idle regions would talk
+    /// for ever.
+    pub fn advance(
+        &mut self,
+        cursors: &[(Region, Vector)],
+        heard: Option<&(Region, Stated)>,
+        is_empty: bool,
+        lineage: Lineage<'_>,
+    ) {
         for (region, vector) in cursors {
             self.applied.entry(region.clone()).or_default().join(vector, lineage);
         }
-        self.news = true;
+        self.news |= !is_empty;
+        if let Some((from, stated)) = heard
+            && let Some(dot) = stated.dot
+        {
+            let absorbed = stated.absorbed.clone().into_iter().collect();
+            self.news |= self.hear(from, dot, &Statement { absorbed }, lineage) == Order::Branch;
+        }
     }
 
     /// What a statement made now would say; `None` when it would say nothing new.

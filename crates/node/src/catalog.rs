@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use isle_model::metadata::{Keyspace, Metadata, Step};
 use isle_model::policy::{MemberState, Members};
@@ -138,6 +139,11 @@ impl Known {
     pub(crate) fn others<'a>(&'a self, me: &'a Region) -> impl Iterator<Item = &'a Region> {
         let members = self.metadata.members.iter();
         members.filter(move |(region, member)| *region != me && member.state != MemberState::Joining).map(|(r, _)| r)
+    }
+
+    /// How long changes of a keyspace wait before they are shipped, where they are not shipped as they come.
+    pub(crate) fn ship_interval(&self, id: KeyspaceId) -> Option<Duration> {
+        self.keyspace(id)?.policy.ship_interval()
     }
 
     /// Whether what one region writes into a keyspace is for another.

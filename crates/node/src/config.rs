@@ -60,6 +60,8 @@ pub struct NodeConfig {
     /// How far behind, in bytes of log and in age of the oldest missed delta, a peer may be before the log stops waiting for it.
     pub log_budget_bytes: u64,
     pub log_budget_age: Duration,
+    /// About how many bytes of a state are asked of a peer at once.
+    pub state_chunk_bytes: u32,
     /// A stamp further ahead than this never advances the local clock.
     pub clock_drift_ms_max: u64,
     /// A holder away longer than this is not waited for when tombstones are forgotten.
@@ -106,6 +108,7 @@ impl Default for NodeConfig {
             batch_bytes_max: 1 << 20,
             log_budget_bytes: 1 << 30,
             log_budget_age: Duration::from_secs(24 * 3600),
+            state_chunk_bytes: 1 << 20,
             clock_drift_ms_max: CLOCK_DRIFT_MS_MAX,
             tombstone_horizon: Duration::from_secs(7 * 24 * 3600),
             statement_interval: Duration::from_secs(1),
@@ -175,6 +178,7 @@ impl NodeConfig {
         ] {
             check(bytes >= 64 << 10, format!("{name}: {bytes} is less than 64 KiB"));
         }
+        check(self.state_chunk_bytes > 0, "state_chunk_bytes: is zero".to_owned());
         check(self.batch_items_max > 0, "batch_items_max: is zero".to_owned());
         for (name, span) in [
             ("statement_interval", self.statement_interval),

@@ -114,7 +114,7 @@ impl Node {
     }
 
     /// How long another region may take; `None` where the caller does not wait any more.
-    fn patience(&self, ctx: &RequestContext) -> Option<Duration> {
+    pub(crate) fn patience(&self, ctx: &RequestContext) -> Option<Duration> {
         let Some(deadline) = ctx.deadline else { return Some(self.shared.config.forward_timeout) };
         let left = deadline.saturating_duration_since(Instant::now()).checked_sub(MARGIN)?;
         Some(left).filter(|left| !left.is_zero())
@@ -176,9 +176,12 @@ impl Node {
         let mut patience = Patience::until(self.deadline(ctx));
         loop {
             let asked = match home {
-                Some(at) if at == *self.shared.me() || planted::is(planted::Bug::StrongFromHere) => {
-                    return self.own_reply(keyspace, key);
-                }
+                Some(_) if planted::is(planted::Bug::StrongFromHere) => return self.own_reply(keyspace, key),
+                Some(at) if at == *self.shared.me() => match self.presumed_home(keyspace, key)? {
+                    Some(here) if here == at => return self.own_reply(keyspace, key),
+                    // Its old home says so, and its last word has not come yet: what is here is older.
+                    _ => Ok(Found::At(at)),
+                },
                 Some(at) => self.get_from(ctx, at, keyspace, key).await,
                 None => self.get_wherever_it_is(ctx, keyspace, key).await,
             };
@@ -341,6 +344,14 @@ impl Node {
     /// Waits until each write is confirmed by as many holders as it has to be. Returns those that were not in time.
     pub(crate) async fn await_holders(&self, ctx: &RequestContext, mut waits: Vec<Wait>) -> Vec<Wait> {
         let deadline = self.deadline(ctx);
+        // A new home has to hear of it, however seldom the keyspace's changes are shipped.
+        let known = self.shared.catalog.known();
+        let at_intervals = |wait: &&Wait| known.ship_interval(wait.stream.0).is_some();
+        for (id, to) in
+            waits.iter().filter(at_intervals).filter_map(|wait| Some((wait.stream.0, wait.region.as_ref()?)))
+        {
+            self.shared.shipping.hasten(&self.shared, id, std::iter::once(to));
+        }
         let mut stirred = self.shared.confirmations.subscribe();
         loop {
             stirred.mark_unchanged();

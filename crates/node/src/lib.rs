@@ -41,6 +41,7 @@ mod request;
 mod shard_loop;
 mod shard_queue;
 mod shared;
+mod shipping;
 mod standing;
 mod status;
 mod write_batch;
@@ -60,6 +61,7 @@ pub use request::{
     WriteRequest,
 };
 pub use shared::Quarantined;
+pub use shipping::{ShipmentStatus, Shipped};
 pub use status::{KeyspaceStatus, NodeState, NodeStatus, PeerStatus};
 
 /// What a peer may send, for fuzzing alone.

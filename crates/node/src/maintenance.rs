@@ -83,6 +83,7 @@ impl Upkeep {
         }
         self.expire_the_long_away();
         self.trim().await;
+        crate::shipping::look(&self.shared);
         // A region that is behind has nothing to state, nor the right to forget.
         if self.shared.is_behind() {
             return Ok(());

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use crate::change::ChangeError;
 use crate::shard_loop::read_failed;
+use crate::shared::LinkCommand;
 use crate::{Node, NodeError, RequestContext, Versions, WriteRequest};
 
 /// Keys moved at once.
@@ -96,10 +97,21 @@ impl Node {
             let holders: Vec<&Region> = peers.keys().filter(|peer| known.takes_part(peer, id)).collect();
             let missing = holders.iter().find(|region| match since {
                 None => !knows(region),
-                Some(at) => peers[**region].link.lock().fresh_as_of.is_none_or(|fresh| fresh < at),
+                Some(at) => {
+                    let fresh = self.shared.fresh_as_of(&known, &peers[**region], id);
+                    fresh.is_none_or(|fresh| fresh < at)
+                }
             });
             match (missing, since) {
-                (None, None) => since = Some(self.shared.now()),
+                (None, None) => {
+                    since = Some(self.shared.now());
+                    if known.ship_interval(id).is_some() {
+                        // A link that is down says it when it is up: what it ships then is as new.
+                        for peer in &holders {
+                            let _ = peers[*peer].commands.send(LinkCommand::Ship(id));
+                        }
+                    }
+                }
                 (None, Some(_)) => return Ok(()),
                 (Some(region), _) if Instant::now() + POLL >= deadline => {
                     let reason = "what keys it has is not known here".to_owned();

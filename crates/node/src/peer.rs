@@ -22,9 +22,9 @@ pub use crate::replication::batch_codec::Unpacker;
 use crate::{NodeError, PeerConfig, RemoteError, Versions, WriteReply, WriteRequest};
 
 /// The version of this conversation. Nodes of different versions do not talk.
-pub const PROTOCOL: u32 = 3;
+pub const PROTOCOL: u32 = 4;
 /// What this build may write. A tag is used only once every peer announces the level that brought it.
-pub const FEATURE_LEVEL: u32 = 1;
+pub const FEATURE_LEVEL: u32 = 2;
 
 /// What a region has absorbed of each region's stream in one keyspace and shard.
 pub type Absorbed = (KeyspaceId, ShardId, Vec<(Region, Vector)>);
@@ -66,10 +66,13 @@ pub struct DeltaBatch {
 pub enum ToReceiver {
     Hello(Box<Hello>),
     Deltas(DeltaBatch),
-    /// The log does not reach back to your cursor of this stream: take a state, then `Refetch`.
+    /// The log does not reach back to your cursor of this stream, or its keyspace is not shipped as it is written: take a state, then
+    /// `Refetch`.
     NeedsState {
         keyspace: KeyspaceId,
         shard: ShardId,
+        /// What has changed since your cursor is enough.
+        changes: bool,
     },
     Heartbeat {
         /// Bytes of log that you have not confirmed.
@@ -82,6 +85,8 @@ pub enum ToReceiver {
         id: u64,
         /// The sender's wall clock as it answered, in milliseconds since the Unix epoch; 0 where it does not say.
         wall_ms: u64,
+        /// But for these, of which there are changes that wait to be shipped.
+        waiting: Vec<(KeyspaceId, ShardId)>,
     },
 }
 
@@ -98,6 +103,10 @@ pub enum ToSender {
     },
     /// What I mean by each keyspace from now on.
     Keyspaces(Arc<Fingerprints>),
+    /// Ship what waits of this keyspace now.
+    Ship {
+        keyspace: KeyspaceId,
+    },
     /// Send this stream again from what follows `after`.
     Refetch {
         keyspace: KeyspaceId,
@@ -136,6 +145,8 @@ pub struct StateRequest {
     /// Where the chunk starts, inclusive.
     pub start: Bytes,
     pub bytes_max: u32,
+    /// The asker's cursor of the stream of the one that is asked, if what has changed since is enough.
+    pub changes_after: Option<Vector>,
 }
 
 #[derive(Clone, Debug)]

@@ -121,7 +121,10 @@ impl Node {
         let now = self.shared.now();
         let peers = self.shared.peers.all();
         let holders = peers.iter().filter(|(region, _)| known.takes_part(region, keyspace));
-        let mut ages = holders.map(|(_, slot)| slot.link.lock().fresh_as_of.map(|at| now.saturating_sub(at)));
+        let mut ages = holders.map(|(_, slot)| {
+            let fresh = self.shared.fresh_as_of(known, slot, keyspace);
+            fresh.map(|at| now.saturating_sub(at))
+        });
         ages.try_fold(Duration::ZERO, |oldest, age| Some(oldest.max(age?)))
     }
 }

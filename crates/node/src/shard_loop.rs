@@ -229,10 +229,13 @@ fn plan(shared: &Shared, batch: &mut Batch<'_>, job: Job) -> Ready {
             Ready::Writes(answer, outcomes)
         }
         Job::Foreign { origin, deltas, answer } => Ready::Foreign(answer, absorb(shared, batch, &origin, deltas)),
-        Job::Chunk { from, chunk, pin, answer } => Ready::Chunk(answer, take_chunk(shared, batch, &from, *chunk, pin)),
-        Job::StateDone { keyspace, cursors, answer } => {
+        Job::Chunk { from, chunk, is_first, begun, answer } => {
+            Ready::Chunk(answer, take_chunk(shared, batch, &from, *chunk, is_first, begun))
+        }
+        Job::StateDone { keyspace, cursors, heard, is_empty, answer } => {
             let open = check_held(shared, keyspace);
-            Ready::Done(answer, open.and_then(|()| batch.state_done(keyspace, cursors).map_err(read_failed)))
+            let done = || batch.state_done(keyspace, cursors, heard, is_empty).map_err(read_failed);
+            Ready::Done(answer, open.and_then(|()| done()))
         }
         Job::Statement { mut keyspaces, mut again, answer } => {
             let known = shared.catalog.known();
@@ -378,7 +381,8 @@ fn take_chunk(
     batch: &mut Batch<'_>,
     from: &Region,
     chunk: StateChunk,
-    pin: Option<Vec<(Region, Vector)>>,
+    is_first: bool,
+    begun: Begun,
 ) -> Result<ChunkTaken, NodeError> {
     check_held(shared, chunk.keyspace)?;
     if outdated(batch, from, &chunk) {
@@ -386,17 +390,16 @@ fn take_chunk(
     }
     let hlc = shared.tick();
     let (keyspace, end) = (chunk.keyspace, chunk.end.clone());
-    let note = |batch: &mut Batch<'_>, pin, next| batch.state_begun(keyspace, from.clone(), Begun { pin, next });
-    let pin = match pin {
-        Some(pin) => pin,
-        None => {
-            note(batch, chunk.absorbed.clone(), Bytes::new()).map_err(read_failed)?;
-            chunk.absorbed.clone()
-        }
+    let note = |batch: &mut Batch<'_>, next| {
+        let begun = Begun { next, ..begun.clone() };
+        batch.state_begun(keyspace, from.clone(), begun).map_err(read_failed)
     };
+    if is_first {
+        note(batch, Bytes::new())?;
+    }
     batch.state_chunk(chunk, hlc).map_err(read_failed)?;
     if let Some(next) = end {
-        note(batch, pin, next).map_err(read_failed)?;
+        note(batch, next)?;
     }
     Ok(ChunkTaken::Merged)
 }

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use isle_model::{
-    Context, Dot, Epoch, IncarnationTree, KeyspaceId, Mutation, Precondition, Record, Region, ShardId, Vector,
+    Context, Dot, Epoch, IncarnationTree, KeyspaceId, Mutation, Precondition, Record, Region, ShardId, Stated, Vector,
     WriteError,
 };
-use isle_store::{Received, StateChunk};
+use isle_store::{Begun, Received, StateChunk};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -35,17 +35,22 @@ pub(crate) enum Job {
         deltas: Vec<Received>,
         answer: Answer<Absorption>,
     },
-    /// A piece of the complete state of `from`.
+    /// A piece of the state of `from`, or of what has changed there.
     Chunk {
         from: Region,
         chunk: Box<StateChunk>,
-        /// What the transfer's first chunk had absorbed; `None` where this is the first.
-        pin: Option<Vec<(Region, Vector)>>,
+        is_first: bool,
+        /// The transfer, as it began.
+        begun: Begun,
         answer: Answer<ChunkTaken>,
     },
     StateDone {
         keyspace: KeyspaceId,
         cursors: Vec<(Region, Vector)>,
+        /// Whose state it was, and what that region had absorbed, where that counts as a statement.
+        heard: Option<(Region, Stated)>,
+        /// Whether nothing was in it.
+        is_empty: bool,
         answer: Answer<()>,
     },
     Statement {

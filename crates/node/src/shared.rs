@@ -12,7 +12,7 @@ use isle_store::{LogPosition, Store};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, Known};
 use crate::clock::{Clock, ahead_of_most};
 use crate::cluster::Group;
 use crate::completing::Completing;
@@ -21,6 +21,7 @@ use crate::durability::Durability;
 use crate::peers::{PeerSlot, Peers};
 use crate::replication::link::AgeMarks;
 use crate::shard_queue::ShardQueue;
+use crate::shipping::Shipping;
 use crate::standing::Standing;
 use crate::{NodeConfig, NodeError};
 
@@ -46,7 +47,9 @@ pub(crate) struct Shared {
     pub(crate) peers: Peers,
     pub(crate) standing: Mutex<Standing>,
     /// State transfers asked for, by sender; carried out one after another.
-    pub(crate) wanted: Mutex<BTreeSet<(Region, StreamKey)>>,
+    pub(crate) wanted: Mutex<BTreeMap<(Region, StreamKey), Extent>>,
+    /// What waits to be shipped to the peers.
+    pub(crate) shipping: Shipping,
     pub(crate) repair: Notify,
     pub(crate) completing: Completing,
     /// Deltas that cannot be applied, the newest of each stream. Their streams stand still below them.
@@ -82,9 +85,19 @@ pub struct Quarantined {
     pub since: Duration,
 }
 
+/// How much of a state is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Extent {
+    /// What has changed since this region's cursor.
+    Changes,
+    Complete,
+}
+
 /// What other tasks ask of an inbound link.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum LinkCommand {
+    /// The peer is to ship what waits of this keyspace.
+    Ship(KeyspaceId),
     /// The cursor of this stream was moved by a state: go on from there.
     Refetch(StreamKey),
 }
@@ -131,6 +144,7 @@ impl Shared {
             hlc: Mutex::new(HlcClock::new(store.hlc_high())),
             appended: Notify::new(),
             wanted: Mutex::default(),
+            shipping: Shipping::default(),
             repair: Notify::new(),
             completing: Completing::default(),
             quarantine: Mutex::default(),
@@ -304,7 +318,7 @@ impl Shared {
     pub(crate) fn forget_peer(&self, region: &Region) {
         self.peers.remove(region);
         self.standing.lock().welcome_back(region);
-        self.wanted.lock().retain(|(from, _)| from != region);
+        self.wanted.lock().retain(|(from, _), _| from != region);
         self.offers.lock().retain(|(to, _)| to != region);
         // Its streams may stand still for ever: what is missing of them the survivors have, or nobody.
         self.quarantine.lock().retain(|(origin, _), _| origin != region);
@@ -327,12 +341,29 @@ impl Shared {
         tokio::task::spawn_blocking(move || work(&shared)).await.ok()
     }
 
-    /// Asks for the state of a stream set from a peer.
+    /// As of when all that a peer had written into a keyspace has been absorbed here.
+    pub(crate) fn fresh_as_of(&self, known: &Known, slot: &PeerSlot, keyspace: KeyspaceId) -> Option<Duration> {
+        let link = slot.link.lock();
+        if known.ship_interval(keyspace).is_none() {
+            return link.fresh_as_of;
+        }
+        let mut shards = self.shards().map(|shard| link.fresh_streams.get(&(keyspace, shard)).copied());
+        shards.try_fold(Duration::MAX, |oldest, at| Some(oldest.min(at?)))
+    }
+
+    /// Asks for the complete state of a stream set from a peer.
     pub(crate) fn want_state(&self, from: &Region, stream: StreamKey) {
+        self.want(from, stream, Extent::Complete);
+    }
+
+    pub(crate) fn want(&self, from: &Region, stream: StreamKey, extent: Extent) {
         if self.queue(stream.1).is_none() || self.is_shut_out(stream.0) {
             return;
         }
-        self.wanted.lock().insert((from.clone(), stream));
+        let mut wanted = self.wanted.lock();
+        let asked = wanted.entry((from.clone(), stream)).or_insert(extent);
+        *asked = extent.max(*asked);
+        drop(wanted);
         self.repair.notify_one();
     }
 
@@ -352,7 +383,7 @@ impl Shared {
         let is_there = |stream: &StreamKey| !known.is_gone_from(self.me(), stream.0);
         let may_come = |stream: &StreamKey| !known.is_shut_out(self.me(), stream.0);
         self.standing.lock().settle(|stream, _| may_come(&stream));
-        self.wanted.lock().retain(|(_, stream)| may_come(stream));
+        self.wanted.lock().retain(|(_, stream), _| may_come(stream));
         self.offers.lock().retain(|(_, stream)| is_there(stream));
         self.restate.lock().retain(is_there);
         self.quarantine.lock().retain(|(_, stream), _| is_there(stream));

@@ -13,6 +13,7 @@ use crate::peers::PeerSlot;
 use crate::replication::link::LinkState;
 use crate::replication::outbound::lag_of;
 use crate::shared::Shared;
+use crate::shipping::{self, ShipmentStatus};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NodeState {
@@ -93,6 +94,8 @@ pub struct PeerStatus {
     pub quarantined: u64,
     /// Why, of the newest.
     pub quarantine_reason: Option<String>,
+    /// What it lacks of keyspaces that are not shipped as they are written.
+    pub shipments: Vec<ShipmentStatus>,
 }
 
 pub(crate) fn status(shared: &Shared) -> NodeStatus {
@@ -172,6 +175,7 @@ fn peer_status(shared: &Shared, slot: &PeerSlot) -> PeerStatus {
     let now = shared.now();
     let (lag_bytes, lag) = lag_of(shared, region, slot);
     let quarantined = shared.quarantined(region);
+    let shipments = shipping::status(shared, region, slot);
     let link = slot.link.lock();
     PeerStatus {
         region: region.clone(),
@@ -186,6 +190,7 @@ fn peer_status(shared: &Shared, slot: &PeerSlot) -> PeerStatus {
         keyspaces_waiting: keyspaces_waiting(shared, region),
         quarantined: quarantined.len() as u64,
         quarantine_reason: quarantined.into_iter().max_by_key(|held| held.since).map(|held| held.reason),
+        shipments,
     }
 }
 

@@ -326,7 +326,7 @@ async fn nobody_waits_for_the_state_of_a_keyspace_that_is_gone() {
     cluster.cut("c", "a");
     cluster.cut("c", "b");
     let value = "v".repeat(4000);
-    for n in 0..1200 {
+    for n in 0..2400 {
         mutate(cluster.node(["a", "b"][n % 2]), "carts", &format!("key-{n}"), put_of(&value)).await.unwrap();
     }
     for region in ["a", "b"] {

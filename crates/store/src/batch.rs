@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use isle_model::{
-    Admission, Body, Delta, Dot, Epoch, Hlc, IncarnationTree, KeyspaceId, Record, Region, ShardId, Stamp, Streams,
-    Vector, Write,
+    Admission, Body, Delta, Dot, Epoch, Hlc, IncarnationTree, KeyspaceId, Record, Region, ShardId, Stamp, Stated,
+    Streams, Vector, Write,
 };
 
 use crate::codec;
@@ -148,7 +148,7 @@ impl Batch<'_> {
         Ok(true)
     }
 
-    /// Merges a complete state of a range of keys.
+    /// Merges a complete state of a range of keys, or what has changed in it.
     pub fn state_chunk(&mut self, chunk: StateChunk, taken_at: Hlc) -> Result<(), ReadError> {
         self.work.check_open(chunk.keyspace)?;
         let chunk = StateChunk { taken_at, ..chunk };
@@ -174,11 +174,18 @@ impl Batch<'_> {
         Ok(())
     }
 
-    /// Moves the cursors to where a state transfer was pinned, after its last chunk.
-    pub fn state_done(&mut self, keyspace: KeyspaceId, cursors: Vec<(Region, Vector)>) -> Result<(), ReadError> {
+    /// Moves the cursors to where a state transfer was pinned, after its last chunk. `heard` is whose state it was, and what that
+    /// region had absorbed by then, where that is to count as a statement of its; `is_empty`, whether nothing was in it.
+    pub fn state_done(
+        &mut self,
+        keyspace: KeyspaceId,
+        cursors: Vec<(Region, Vector)>,
+        heard: Option<(Region, Stated)>,
+        is_empty: bool,
+    ) -> Result<(), ReadError> {
         self.work.check_open(keyspace)?;
-        self.work.state_done(&self.store.memory, &self.tree, keyspace, &cursors);
-        self.push(&Entry::StateDone { keyspace, shard: self.work.shard, cursors });
+        self.work.state_done(&self.store.memory, &self.tree, keyspace, &cursors, heard.as_ref(), is_empty);
+        self.push(&Entry::StateDone { keyspace, shard: self.work.shard, cursors, heard, is_empty });
         Ok(())
     }
 
@@ -310,6 +317,8 @@ mod tests {
             records: Vec::new(),
             ledger: Vec::new(),
             taken_at: Hlc(0),
+            changes: false,
+            last_own: None,
         };
         let mut batch = writers[0].begin();
         let (write, stamp) = write_of(&mut batch, &bystander, shard);

@@ -121,10 +121,12 @@ pub fn encode_entry(entry: &Entry) -> Bytes {
             Stored::Forget(s::Forget { keyspace: keyspace.0, shard: shard.0, key: key.clone() })
         }
         Entry::StateChunk(chunk) => Stored::StateChunk(state_chunk(chunk)),
-        Entry::StateDone { keyspace, shard, cursors } => Stored::StateDone(s::StateDone {
+        Entry::StateDone { keyspace, shard, cursors, heard, is_empty } => Stored::StateDone(s::StateDone {
             keyspace: keyspace.0,
             shard: shard.0,
             cursors: convert::absorbed(cursors.iter().map(|(r, v)| (r, v))),
+            heard: heard.as_ref().map(|(from, stated)| heard_of(from, stated)),
+            is_empty: *is_empty,
         }),
         Entry::StateBegun { keyspace, shard, from, begun } => {
             Stored::StateBegun(state_begun((*keyspace, *shard), from, begun))
@@ -151,6 +153,8 @@ pub fn decode_entry(bytes: Bytes) -> Result<Entry, DecodeError> {
             keyspace: KeyspaceId(done.keyspace),
             shard: ShardId(done.shard),
             cursors: convert::to_absorbed(done.cursors)?,
+            heard: done.heard.map(to_heard).transpose()?,
+            is_empty: done.is_empty,
         },
         Stored::StateBegun(begun) => {
             let (keyspace, shard) = (KeyspaceId(begun.keyspace), ShardId(begun.shard));
@@ -178,12 +182,27 @@ fn to_purge(from: s::Purge) -> (KeyspaceId, ShardId) {
 
 fn state_begun((keyspace, shard): (KeyspaceId, ShardId), from: &Region, begun: &Begun) -> s::StateBegun {
     let pin = convert::absorbed(begun.pin.iter().map(|(r, v)| (r, v)));
-    let next = begun.next.clone();
-    s::StateBegun { keyspace: keyspace.0, shard: shard.0, from: from.to_string(), pin, next }
+    let (next, heard) = (begun.next.clone(), begun.heard.as_ref().map(|stated| heard_of(from, stated)));
+    s::StateBegun { keyspace: keyspace.0, shard: shard.0, from: from.to_string(), pin, next, heard }
+}
+
+fn heard_of(holder: &Region, stated: &Stated) -> s::Heard {
+    s::Heard {
+        holder: holder.to_string(),
+        absorbed: convert::absorbed(&stated.absorbed),
+        dot: stated.dot.map(convert::dot),
+    }
+}
+
+fn to_heard(from: s::Heard) -> Result<(Region, Stated), DecodeError> {
+    let dot = from.dot.map(convert::to_dot).transpose()?;
+    let absorbed = convert::to_absorbed(from.absorbed)?.into_iter().collect();
+    Ok((convert::to_region(&from.holder)?, Stated { dot, absorbed }))
 }
 
 fn to_begun(from: s::StateBegun) -> Result<(Region, Begun), DecodeError> {
-    let begun = Begun { pin: convert::to_absorbed(from.pin)?, next: from.next };
+    let heard = from.heard.map(to_heard).transpose()?.map(|(_, stated)| stated);
+    let begun = Begun { pin: convert::to_absorbed(from.pin)?, next: from.next, heard };
     Ok((convert::to_region(&from.from)?, begun))
 }
 
@@ -233,6 +252,8 @@ fn state_chunk(chunk: &StateChunk) -> s::StateChunk {
         records: chunk.records.iter().map(keyed).collect(),
         ledger: convert::ledger(&chunk.ledger),
         taken_at: chunk.taken_at.0,
+        changes: chunk.changes,
+        last_own: chunk.last_own.map(convert::dot),
     }
 }
 
@@ -250,6 +271,8 @@ fn to_state_chunk(from: s::StateChunk) -> Result<StateChunk, DecodeError> {
         records: from.records.into_iter().map(keyed).collect::<Result<_, DecodeError>>()?,
         ledger: convert::to_ledger(from.ledger)?,
         taken_at: Hlc(from.taken_at),
+        changes: from.changes,
+        last_own: from.last_own.map(convert::to_dot).transpose()?,
     })
 }
 
@@ -263,15 +286,7 @@ fn meta(meta: &Meta) -> s::Meta {
         keyspace: keyspace.0,
         shard: shard.0,
         applied: convert::absorbed(streams.applied()),
-        heard: streams
-            .heard()
-            .iter()
-            .map(|(holder, heard)| s::Heard {
-                holder: holder.to_string(),
-                absorbed: convert::absorbed(&heard.absorbed),
-                dot: heard.dot.map(convert::dot),
-            })
-            .collect(),
+        heard: streams.heard().iter().map(|(holder, heard)| heard_of(holder, heard)).collect(),
         last_own: streams.last_own().map(convert::dot),
     };
     s::Meta {
@@ -327,11 +342,7 @@ fn to_streams(from: s::StreamState) -> Result<((KeyspaceId, ShardId), Streams), 
     let to_map = |said| -> Result<BTreeMap<Region, Vector>, DecodeError> {
         Ok(convert::to_absorbed(said)?.into_iter().collect())
     };
-    let mut heard = BTreeMap::new();
-    for holder in from.heard {
-        let dot = holder.dot.map(convert::to_dot).transpose()?;
-        heard.insert(convert::to_region(&holder.holder)?, Stated { dot, absorbed: to_map(holder.absorbed)? });
-    }
+    let heard = from.heard.into_iter().map(to_heard).collect::<Result<BTreeMap<_, _>, _>>()?;
     let last_own: Option<Dot> = from.last_own.map(convert::to_dot).transpose()?;
     let streams = Streams::from_parts(to_map(from.applied)?, heard, last_own);
     Ok(((KeyspaceId(from.keyspace), ShardId(from.shard)), streams))

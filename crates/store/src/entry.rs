@@ -1,7 +1,7 @@
 //! What the commit log holds: one entry a frame. The log is the truth; everything else is what applying its entries leaves.
 
 use bytes::Bytes;
-use isle_model::{Delta, Hlc, Incarnation, KeyspaceId, LedgerEntry, Record, Region, Row, ShardId, Vector};
+use isle_model::{Delta, Dot, Hlc, Incarnation, KeyspaceId, LedgerEntry, Record, Region, Row, ShardId, Stated, Vector};
 
 use crate::meta::Begun;
 
@@ -22,6 +22,10 @@ pub enum Entry {
         keyspace: KeyspaceId,
         shard: ShardId,
         cursors: Vec<(Region, Vector)>,
+        /// Whose state it was and what that region had absorbed before the first of it was read, where that counts as a statement.
+        heard: Option<(Region, Stated)>,
+        /// Nothing was in it.
+        is_empty: bool,
     },
     /// How far a state transfer has come: before its first chunk is merged, and again behind each.
     StateBegun {
@@ -71,7 +75,8 @@ impl Entry {
     }
 }
 
-/// A complete state of the keys in [start, end): what it does not list, at or below what its sender had absorbed, is gone.
+/// A complete state of the keys in [start, end): what it does not list, at or below what its sender had absorbed, is gone. Or what has
+/// changed in them: what that does not list stays.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StateChunk {
     pub keyspace: KeyspaceId,
@@ -85,6 +90,10 @@ pub struct StateChunk {
     pub ledger: Vec<LedgerEntry>,
     /// When the receiver took it, for its ledger. The sender leaves it zero.
     pub taken_at: Hlc,
+    /// It lists those fields alone that its sender wrote above what the receiver had of its stream.
+    pub changes: bool,
+    /// The last delta of its sender's own stream, from before it read.
+    pub last_own: Option<Dot>,
 }
 
 /// Another region's delta and the bytes it came as. The log gets these, not a second encoding: what a newer version of isle

@@ -17,6 +17,8 @@
 //! What an entry does to a record is the model's; when to sync, drain and trim is the node's.
 
 mod batch;
+mod changed_keys;
+mod changes;
 mod checkpoint;
 pub mod codec;
 pub mod disk;

@@ -12,10 +12,11 @@ use foldhash::fast::RandomState;
 use isle_model::write::{Applied, Site};
 use isle_model::{
     Absorbed, Body, Delta, Dot, Fate, FieldKey, Hlc, Incarnation, IncarnationTree, KeyspaceId, LedgerEntry, Lineage,
-    Record, Region, Seq, ShardId, Sibling, Streams, Vector, planted, write,
+    Record, Region, Seq, ShardId, Sibling, Stated, Streams, Vector, Write, planted, write,
 };
 use parking_lot::RwLock;
 
+use crate::changed_keys::ChangedKeys;
 use crate::entry::StateChunk;
 use crate::known_keys::KnownKeys;
 use crate::log::LogPosition;
@@ -89,6 +90,10 @@ pub(crate) struct WithBatch {
     streams: Vec<(KeyspaceId, Arc<Streams>)>,
     transfers: BTreeMap<KeyspaceId, Transfers>,
     purges: BTreeSet<KeyspaceId>,
+    /// Keys written by this region, and the dots of those writes, of the keyspaces of which that is kept.
+    changed: Vec<(KeyspaceId, Bytes, Dot)>,
+    /// Keyspaces in which writes of this region's own came from elsewhere: which keys they were of is not kept.
+    returned: BTreeSet<KeyspaceId>,
     seq: Seq,
 }
 
@@ -109,6 +114,8 @@ pub(crate) struct Shard {
     pub(crate) purging: BTreeSet<KeyspaceId>,
     /// The same for readers: what may be taken out.
     pub(crate) published_purging: BTreeSet<KeyspaceId>,
+    /// Of the keyspaces whose changes are shipped as such.
+    pub(crate) changed: BTreeMap<KeyspaceId, ChangedKeys>,
     pub(crate) census: Census,
     pub(crate) tallies: BTreeMap<KeyspaceId, Tally>,
 }
@@ -126,24 +133,37 @@ impl Shard {
             open_losers: BTreeMap::new(),
             purging: BTreeSet::new(),
             published_purging: BTreeSet::new(),
+            changed: BTreeMap::new(),
             census: Census::Upto(None),
             tallies: BTreeMap::new(),
         }
     }
 
     /// Makes the oldest batch visible, and what goes with it.
-    pub(crate) fn publish_next(&mut self, packed: Vec<Packed>) {
+    pub(crate) fn publish_next(&mut self, packed: Vec<Packed>, me: &Region, lineage: Lineage<'_>) {
         let Some(with) = self.overlay.publish_next(packed) else { return };
+        for (keyspace, key, dot) in with.changed {
+            if let Some(changed) = self.changed.get_mut(&keyspace) {
+                changed.note(key, dot, lineage);
+            }
+        }
         for (key, change) in with.tallies.into_iter().filter(|(key, _)| self.census.counts(key)) {
             self.tallies.entry(key.keyspace()).or_default().add(change);
         }
         self.published.extend(with.streams);
+        for keyspace in with.returned {
+            let written = self.published.get(&keyspace).map(|streams| streams.cursor(me)).unwrap_or_default();
+            if let Some(changed) = self.changed.get_mut(&keyspace) {
+                *changed = ChangedKeys::since(written);
+            }
+        }
         self.published_transfers.extend(with.transfers);
         self.published_seq = with.seq;
         for keyspace in with.purges {
             self.tallies.remove(&keyspace);
             self.published.remove(&keyspace);
             self.published_transfers.remove(&keyspace);
+            self.changed.remove(&keyspace);
             self.published_purging.insert(keyspace);
         }
     }
@@ -264,11 +284,12 @@ impl Memory {
     /// Makes every batch at or below `durable` visible, the oldest first. One caller at a time. The lock is let go between two, so
     /// that neither reader nor writer waits for all of them.
     pub(crate) fn publish(&self, durable: LogPosition) {
-        for shard in &self.shards {
+        let tree = self.tree();
+        for (at, shard) in self.shards.iter().enumerate() {
             let due = || shard.read().overlay.due(durable);
             while let Some(changes) = due() {
                 let packed = overlay::pack(&changes);
-                shard.write().publish_next(packed);
+                shard.write().publish_next(packed, &self.region, tree.shard(ShardId(at as u32)));
             }
         }
     }
@@ -391,6 +412,10 @@ pub(crate) struct Workspace {
     purging: BTreeSet<KeyspaceId>,
     /// Those of them that go with this.
     purges: BTreeSet<KeyspaceId>,
+    /// What this region has written.
+    written: Vec<(KeyspaceId, Bytes, Dot)>,
+    /// Where writes of its own came back to it.
+    returned: BTreeSet<KeyspaceId>,
     pub(crate) seq: Seq,
     /// A write is planned on its record and then applied to it: the second time it is not looked up again.
     last_read: Option<(ViewKey, Arc<Record>)>,
@@ -412,6 +437,8 @@ impl Workspace {
             losers: Vec::new(),
             purging,
             purges: BTreeSet::new(),
+            written: Vec::new(),
+            returned: BTreeSet::new(),
             seq,
             last_read: None,
         }
@@ -521,12 +548,18 @@ impl Workspace {
         match own {
             true => self.seq = delta.dot.seq,
             false => {
+                if *origin == memory.region {
+                    self.returned.insert(delta.keyspace);
+                }
                 self.transfers(memory, delta.keyspace).overtaken_by(origin, delta.dot, lineage);
                 self.settle_transfers(memory, tree, delta.keyspace);
             }
         }
         let Delta { dot, keyspace, hlc, body: Body::Write(write), .. } = delta else { return Ok(Arc::default()) };
         let (key, current) = (write.key.clone(), self.record(memory, keyspace, &write.key)?);
+        if own {
+            self.written.push((keyspace, key.clone(), dot));
+        }
         let applied = write::apply(&current, write, Site { region: &memory.region, keyspace, hlc, lineage });
         self.settle(memory, keyspace, &key, &current, applied, Some(dot))
     }
@@ -551,6 +584,9 @@ impl Workspace {
         memory.check_chunk(chunk, self.shard)?;
         if planted::is(planted::Bug::CursorBeforeLast) && chunk.end.is_none() {
             return Ok(());
+        }
+        if chunk.changes {
+            return self.changes(memory, tree, chunk);
         }
         let lineage = tree.shard(self.shard);
         let absorbed = chunk.absorbed.iter().fold(Vector::new(), |all, (_, v)| all.joined(v, lineage));
@@ -584,6 +620,29 @@ impl Workspace {
         Ok(())
     }
 
+    /// Merges what has changed of some keys.
+    fn changes(&mut self, memory: &Memory, tree: &IncarnationTree, chunk: &StateChunk) -> Result<(), ReadError> {
+        let lineage = tree.shard(self.shard);
+        let site = Site { region: &memory.region, keyspace: chunk.keyspace, hlc: chunk.taken_at, lineage };
+        let mut ledger: BTreeMap<&Bytes, Vec<LedgerEntry>> = BTreeMap::new();
+        for entry in &chunk.ledger {
+            ledger.entry(&entry.key).or_default().push(entry.clone());
+        }
+        for (key, fields) in &chunk.records {
+            let current = self.record(memory, chunk.keyspace, key)?;
+            let ledger = ledger.remove(key).unwrap_or_default();
+            let applied = write::apply(&current, Write { key: key.clone(), fields: fields.clone(), ledger }, site);
+            self.settle(memory, chunk.keyspace, key, &current, applied, None)?;
+        }
+        for entry in ledger.into_values().flatten() {
+            self.ledger(memory, entry)?;
+        }
+        let streams = self.streams(memory, chunk.keyspace).clone();
+        let records = chunk.records.iter().map(|(_, record)| record);
+        self.transfers(memory, chunk.keyspace).show(records, &streams, lineage);
+        Ok(())
+    }
+
     /// Keys of the chunk's range that this region holds, unsynced ones included.
     fn keys_here(&self, memory: &Memory, chunk: &StateChunk) -> Result<BTreeSet<Bytes>, ReadError> {
         let start = ViewKey::record(chunk.keyspace, self.shard, &chunk.start);
@@ -606,9 +665,15 @@ impl Workspace {
         tree: &IncarnationTree,
         keyspace: KeyspaceId,
         cursors: &[(Region, Vector)],
+        heard: Option<&(Region, Stated)>,
+        is_empty: bool,
     ) {
         let lineage = tree.shard(self.shard);
-        self.streams(memory, keyspace).advance(cursors, lineage);
+        let before = self.streams(memory, keyspace).cursor(&memory.region);
+        self.streams(memory, keyspace).advance(cursors, heard, is_empty, lineage);
+        if self.streams(memory, keyspace).cursor(&memory.region) != before {
+            self.returned.insert(keyspace);
+        }
         self.settle_transfers(memory, tree, keyspace);
     }
 
@@ -751,7 +816,12 @@ impl Workspace {
             shard.purging.insert(*keyspace);
         }
         let (transfers, purges) = (self.transfers, self.purges);
-        let with = WithBatch { tallies: self.tallies, streams, transfers, purges, seq: self.seq };
+        let changed = match shard.changed.is_empty() {
+            true => Vec::new(),
+            false => self.written.into_iter().filter(|(keyspace, ..)| shard.changed.contains_key(keyspace)).collect(),
+        };
+        let (returned, seq) = (self.returned, self.seq);
+        let with = WithBatch { tallies: self.tallies, streams, transfers, purges, changed, returned, seq };
         self.changes.iter().for_each(|(key, _)| memory.keys.expect(key));
         shard.overlay.stage(end, self.changes, with);
         dropped

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use isle_model::{
-    Dot, Hlc, Incarnation, IncarnationTree, KeyspaceId, Lineage, Record, Region, Seq, ShardId, Streams, Vector,
+    Dot, Hlc, Incarnation, IncarnationTree, KeyspaceId, Lineage, Record, Region, Seq, ShardId, Stated, Streams, Vector,
 };
 
 use crate::log::LogPosition;
@@ -50,6 +50,8 @@ pub struct Begun {
     pub pin: Vec<(Region, Vector)>,
     /// Keys below are merged. Empty where nothing is, or counts no more.
     pub next: Bytes,
+    /// Of a transfer of changes alone, what its sender had absorbed of every stream by then; the pin is of its own.
+    pub heard: Option<Stated>,
 }
 
 /// What the state transfers of one keyspace and shard have left that its cursors do not tell.

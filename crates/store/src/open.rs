@@ -581,7 +581,9 @@ impl Replay {
                 memory.note_hlc(chunk.taken_at);
             }
             Entry::StateBegun { keyspace, from, begun, .. } => work.state_begun(memory, keyspace, &from, &begun),
-            Entry::StateDone { keyspace, cursors, .. } => work.state_done(memory, &self.tree, keyspace, &cursors),
+            Entry::StateDone { keyspace, cursors, heard, is_empty, .. } => {
+                work.state_done(memory, &self.tree, keyspace, &cursors, heard.as_ref(), is_empty);
+            }
             Entry::Purge { keyspace, .. } => work.purge(keyspace),
         }
         work.stage(memory, &mut memory.shard(shard).write(), end);

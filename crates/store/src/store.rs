@@ -29,7 +29,7 @@ use crate::sync_thread::SyncThread;
 use crate::view_key::{RECORDS, ViewKey};
 
 /// So many rows of a shard are read at once, and about so many bytes of them where the caller does not say.
-const ROWS_AHEAD: usize = 256;
+pub(crate) const ROWS_AHEAD: usize = 256;
 const BYTES_AHEAD: usize = 1 << 20;
 
 /// How one node stores. All sizes are in bytes.
@@ -462,7 +462,8 @@ impl Store {
         bytes_max: usize,
     ) -> Result<StateChunk, ReadError> {
         // The vector is taken before the read: what comes in between is then in the state, and only not yet in the vector.
-        let absorbed: Vec<_> = self.durable_streams(keyspace, shard).applied().clone().into_iter().collect();
+        let streams = self.durable_streams(keyspace, shard);
+        let absorbed: Vec<_> = streams.applied().clone().into_iter().collect();
         let end = ViewKey::end(RECORDS, keyspace, shard);
         let (mut records, mut bytes) = (Vec::new(), 0);
         let mut from = Some(ViewKey::record(keyspace, shard, start));
@@ -495,10 +496,12 @@ impl Store {
             records,
             ledger,
             taken_at: isle_model::Hlc::default(),
+            changes: false,
+            last_own: streams.last_own(),
         })
     }
 
-    fn ledger_range(
+    pub(crate) fn ledger_range(
         &self,
         keyspace: KeyspaceId,
         shard: ShardId,

@@ -156,7 +156,7 @@ fn a_transfer_is_open_until_its_pin_is_reached_and_what_it_showed_until_the_stre
     let pin: Vec<(Region, Vector)> = b.store.streams(KS, SHARD).applied().clone().into_iter().collect();
     a.learn(&b);
     let mut batch = a.writer.begin();
-    let begun = Begun { pin: pin.clone(), next: Bytes::from("m") };
+    let begun = Begun { pin: pin.clone(), next: Bytes::from("m"), heard: None };
     batch.state_begun(KS, from.clone(), begun.clone()).unwrap();
     let _ = batch.commit().unwrap();
     // The chunk is read after the pin was, and shows more.
@@ -177,7 +177,7 @@ fn a_transfer_is_open_until_its_pin_is_reached_and_what_it_showed_until_the_stre
     assert_eq!(left.shown, Vector::of(second));
 
     let mut batch = a.writer.begin();
-    batch.state_done(KS, pin).unwrap();
+    batch.state_done(KS, pin, None, false).unwrap();
     let _ = batch.commit().unwrap();
     a.store.sync().unwrap();
     let (_, left) = a.store.transfers().pop().unwrap();

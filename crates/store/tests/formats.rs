@@ -288,6 +288,8 @@ fn a_state_that_holds_keys_of_elsewhere_is_refused() {
         records: vec![(key.clone(), Record::new())],
         ledger: Vec::new(),
         taken_at: Hlc(0),
+        changes: false,
+        last_own: None,
     };
     let all = Bytes::new();
     let after = Bytes::from([&ours[..], b"\0"].concat());
@@ -331,7 +333,7 @@ fn a_log_entry_of_another_shard_stops_the_start_and_says_where() {
         let entries = [
             Entry::Delta(foreign(shard, key.clone(), vec![])),
             Entry::Forget { keyspace: KS, shard, key: key.clone() },
-            Entry::StateDone { keyspace: KS, shard, cursors: Vec::new() },
+            Entry::StateDone { keyspace: KS, shard, cursors: Vec::new(), heard: None, is_empty: false },
             Entry::Purge { keyspace: KS, shard },
         ];
         for entry in entries {

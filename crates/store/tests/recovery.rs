@@ -583,8 +583,8 @@ impl World {
         let (cursors, mut state) = (pin.unwrap(), self.last());
         let mut batch = self.a.writers[shard.0 as usize].begin();
         let tree = batch.tree();
-        state.streams[shard.0 as usize].advance(&cursors, tree.shard(shard));
-        batch.state_done(KS, cursors).unwrap();
+        state.streams[shard.0 as usize].advance(&cursors, None, false, tree.shard(shard));
+        batch.state_done(KS, cursors, None, false).unwrap();
         self.states.push(state);
         self.broken |= batch.commit().is_err();
     }

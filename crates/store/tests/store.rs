@@ -368,7 +368,7 @@ fn complete_state_brings_a_region_level_and_removes_what_is_gone() {
             }
         }
         let mut batch = b.writers[shard.0 as usize].begin();
-        batch.state_done(KS, pin.unwrap()).unwrap();
+        batch.state_done(KS, pin.unwrap(), None, false).unwrap();
         let _ = batch.commit().unwrap();
     }
     b.store.sync().unwrap();
@@ -544,7 +544,7 @@ fn below_the_reserve_every_write_is_refused_until_there_is_space() {
     disk.set_capacity(Some(disk.used() + (1 << 19)));
     node.store.maintain().unwrap();
     let mut batch = node.writers[0].begin();
-    batch.state_done(KS, Vec::new()).unwrap();
+    batch.state_done(KS, Vec::new(), None, false).unwrap();
     assert!(
         matches!(batch.commit(), Err(isle_store::CommitError::Append(isle_store::AppendError::DiskFull))),
         "a peer's batch is refused as well"
@@ -580,7 +580,7 @@ fn below_the_reserve_nobody_waits_for_the_overlay() {
     node.store.maintain().unwrap();
     assert!(!node.store.overlay_full(), "who waits now is never told");
     let mut batch = node.writers[0].begin();
-    batch.state_done(KS, Vec::new()).unwrap();
+    batch.state_done(KS, Vec::new(), None, false).unwrap();
     let refused = batch.commit().unwrap_err();
     assert!(matches!(refused, isle_store::CommitError::Append(isle_store::AppendError::DiskFull)), "{refused}");
     disk.set_capacity(None);
@@ -703,7 +703,7 @@ fn a_closed_store_stays_as_its_mark_says_however_often_it_is_closed_or_tended() 
     drop(threads);
     assert_eq!(std::fs::read(directory.path().join("VIEW")).unwrap(), mark);
     let mut batch = node.writers[0].begin();
-    batch.state_done(KS, Vec::new()).unwrap();
+    batch.state_done(KS, Vec::new(), None, false).unwrap();
     assert!(batch.commit().is_err(), "a closed store takes nothing");
     drop(node);
     assert_eq!(open(2).get(b"k").as_deref(), Some("v"));

@@ -22,7 +22,7 @@ pub struct SettingFlags {
     /// async, or sync(N): acknowledged once N other holders have it too
     #[arg(long, value_name = "MODE")]
     replication: Option<String>,
-    /// hot, warm(SPAN) or cold(SPAN) (the last two are not served yet)
+    /// hot, warm(SPAN) or cold(SPAN) (the last is not served yet)
     #[arg(long)]
     tier: Option<String>,
     /// version or siblings (not served yet)

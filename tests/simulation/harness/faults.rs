@@ -30,9 +30,11 @@ impl Run {
         let weight = match self.mix {
             Mix::Calm => self.rng.random_range(0..30),
             Mix::Partitions => self.rng.random_range(0..80),
-            Mix::Crashes | Mix::Lying | Mix::Homed | Mix::Members | Mix::Holders => self.rng.random_range(0..100),
+            Mix::Crashes | Mix::Lying | Mix::Homed | Mix::Members | Mix::Holders | Mix::Warm => {
+                self.rng.random_range(0..100)
+            }
             // These have faults of their own.
-            Mix::Disks | Mix::Away | Mix::Restored | Mix::Cloned => self.rng.random_range(0..130),
+            Mix::Disks | Mix::Away | Mix::Restored | Mix::Cloned | Mix::WarmRestored => self.rng.random_range(0..130),
         };
         let c = SITES.len() - a - b;
         let what = match weight {
@@ -57,7 +59,7 @@ impl Run {
             _ => match self.mix {
                 Mix::Disks => self.fail_disk(a),
                 Mix::Away => self.leave(a),
-                Mix::Restored => self.restore(),
+                Mix::Restored | Mix::WarmRestored => self.restore(),
                 _ => self.clone_directory(),
             },
         };

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use isle_model::metadata::{Command, Keyspace, Metadata, Step};
-use isle_model::policy::{Member, MemberState, Policy, Residency, Scope};
+use isle_model::policy::{Member, MemberState, Policy, Residency, Scope, Tier};
 use isle_model::{KeyspaceId, Region};
 use isle_node::{ChangeError, Clock, Node, RequestContext};
 use parking_lot::Mutex;
@@ -46,10 +46,17 @@ pub enum Leaver {
     OfKeyspaces(usize),
 }
 
+/// How long changes may wait where they are not shipped as they come.
+const INTERVALS_MS: [u64; 3] = [300, 2_000, 10_000];
+
 pub struct Governor {
     pub node: Arc<Node>,
     pub site: usize,
     pub leaver: Option<Leaver>,
+    /// Whether somebody asks for shipments.
+    pub ships: bool,
+    /// Whether the tiers of the keyspaces change that data is in.
+    pub turns: bool,
     pub rng: StdRng,
     pub clock: Arc<SimClock>,
     pub history: Arc<History>,
@@ -60,7 +67,12 @@ impl Governor {
     pub async fn run(mut self) {
         loop {
             tokio::time::sleep(Duration::from_millis(self.rng.random_range(1..PAUSE_MS_MAX))).await;
+            if self.ships && self.rng.random_bool(0.3) && !self.history.is_closed() {
+                self.ship().await;
+                continue;
+            }
             let asked = match (self.history.is_closed(), self.leaver) {
+                (false, None) if self.turns && self.rng.random_bool(0.5) => self.tier(),
                 (false, None) => Some(self.command()),
                 (false, Some(_)) if self.rng.random_bool(0.5) => Some(self.command()),
                 (false, Some(Leaver::OfCluster(site))) => self.membership(site),
@@ -81,6 +93,27 @@ impl Governor {
             self.history.event(self.clock.monotonic(), &told);
             self.answered.note(&command, &outcome);
         }
+    }
+
+    async fn ship(&mut self) {
+        let name = KEYSPACES[self.rng.random_range(0..KEYSPACES.len())].name;
+        let patience = Duration::from_millis(self.rng.random_range(200..4000));
+        let ctx = RequestContext { deadline: Some(Instant::now() + patience), ..RequestContext::default() };
+        let shipped = self.node.ship(&ctx, name).await;
+        self.history.event(self.clock.monotonic(), &format!("{} ships {name}: {shipped:?}", self.site));
+    }
+
+    /// Another tier for one of the keyspaces that data is in.
+    fn tier(&mut self) -> Option<Command> {
+        let metadata = self.node.metadata();
+        let id = KEYSPACES[self.rng.random_range(0..KEYSPACES.len())].id;
+        let keyspace = metadata.keyspaces.get(&id).filter(|_| metadata.revision > 0)?;
+        let tier = match self.rng.random_range(0..=INTERVALS_MS.len()) {
+            0 => Tier::Hot,
+            n => Tier::Warm(Duration::from_millis(INTERVALS_MS[n - 1])),
+        };
+        let policy = Policy { tier, ..keyspace.policy.clone() };
+        Some(Command::Update { id, expected: keyspace.revision, policy })
     }
 
     fn state_of(&self, leaver: usize) -> Option<MemberState> {

@@ -25,10 +25,14 @@ pub enum Mix {
     Members,
     /// As `Homed`, and one region may hold the keyspaces, and may not, and may again.
     Holders,
+    /// As `Homed`, and the keyspaces are shipped at intervals, some of the time.
+    Warm,
+    /// The same, and one region comes back from an old copy of its directory.
+    WarmRestored,
 }
 
 impl Mix {
-    pub const ALL: [Mix; 11] = [
+    pub const ALL: [Mix; 13] = [
         Mix::Calm,
         Mix::Partitions,
         Mix::Crashes,
@@ -40,20 +44,27 @@ impl Mix {
         Mix::Homed,
         Mix::Members,
         Mix::Holders,
+        Mix::Warm,
+        Mix::WarmRestored,
     ];
 
     /// Whether what was acknowledged is on the disk.
     pub fn is_honest(self) -> bool {
-        !matches!(self, Mix::Lying | Mix::Restored | Mix::Cloned)
+        !matches!(self, Mix::Lying | Mix::Restored | Mix::Cloned | Mix::WarmRestored)
     }
 
     /// Whether the other keyspace's keys have homes.
     pub fn is_homed(self) -> bool {
-        matches!(self, Mix::Homed | Mix::Holders)
+        matches!(self, Mix::Homed | Mix::Holders | Mix::Warm)
     }
 
     /// Whether only one region's directory may go back in time: what the others have logged is kept.
     pub fn has_victim(self) -> bool {
-        matches!(self, Mix::Restored | Mix::Cloned)
+        matches!(self, Mix::Restored | Mix::Cloned | Mix::WarmRestored)
+    }
+
+    /// Whether the tiers of the keyspaces change.
+    pub fn is_warm(self) -> bool {
+        matches!(self, Mix::Warm | Mix::WarmRestored)
     }
 }

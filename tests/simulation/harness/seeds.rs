@@ -9,7 +9,7 @@ use super::Mix;
 use super::run::{Ran, run, trace};
 
 /// How many mixes came when the others' seeds were there.
-const LATER: usize = 2;
+const LATER: usize = 4;
 
 /// One seed in one mix.
 pub type Case = (u64, Mix);
@@ -20,7 +20,7 @@ pub fn setting(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")))
 }
 
-/// `ISLE_SIM_SEED=n` is one seed, in every mix (or, by `ISLE_SIM_MIX=0..10`, in one); `ISLE_SIM_SEEDS=n` so many cases in all.
+/// `ISLE_SIM_SEED=n` is one seed, in every mix (or, by `ISLE_SIM_MIX=0..12`, in one); `ISLE_SIM_SEEDS=n` so many cases in all.
 pub fn cases(by_default: u64) -> Vec<Case> {
     let mixes = match setting("ISLE_SIM_MIX") {
         Some(one) => vec![Mix::ALL[one as usize]],
@@ -30,7 +30,7 @@ pub fn cases(by_default: u64) -> Vec<Case> {
         return mixes.into_iter().map(|mix| (seed, mix)).collect();
     }
     let Some(count) = setting("ISLE_SIM_SEEDS") else {
-        // The last two mixes came later: they do not shift the others' seeds.
+        // The last mixes came later: they do not shift the others' seeds.
         let (older, later) = mixes.split_at(mixes.len().saturating_sub(LATER));
         let older = (0..by_default).filter(|_| !older.is_empty()).map(|n| (n, older[n as usize % older.len()]));
         return older.chain(later.iter().flat_map(|mix| (0..by_default / 8).map(|seed| (seed, *mix)))).collect();

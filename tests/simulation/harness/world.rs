@@ -10,7 +10,7 @@ use isle::config::{self, Config};
 use isle::peer_client::TonicConnector;
 use isle::server::{self, Seams, Storage};
 use isle_model::Incarnation;
-use isle_model::policy::Policy;
+use isle_model::policy::{HomeRule, Policy, Tier};
 use isle_node::{Clock, Node, SyncDriver};
 use isle_store::disk::{Crash, MemoryDisk};
 use isle_store::{BootIdentity, ViewPlace};
@@ -31,6 +31,9 @@ use super::{CLIENTS, CLONE, CLUSTER, KEYSPACES, OTHER, SHARDS, SITES, rng_of};
 const EPOCH_MS: i64 = 1_700_000_000_000;
 const TICK: Duration = Duration::from_millis(1);
 pub const OVERLAY_BYTES_MAX: u64 = 4 << 20;
+/// How long what has changed may wait, where it does.
+const SOON: Duration = Duration::from_millis(700);
+const LATER: Duration = Duration::from_secs(3);
 
 /// A site's clock: simulated time, its wall shifted by what jumps have made of it.
 #[derive(Default)]
@@ -69,6 +72,9 @@ pub struct Tuning {
     /// Whether writes of the other keyspace are forwarded to its keys' homes.
     pub homed: bool,
     pub leaver: Option<Leaver>,
+    /// Whether the keyspaces are shipped at intervals, and whether that changes.
+    pub warm: bool,
+    pub turns: bool,
     pub tombstone_horizon: Duration,
     /// Below so much free space writes are refused.
     pub free_bytes_min: u64,
@@ -435,6 +441,8 @@ impl Site {
             node: node.clone(),
             site: self.index,
             leaver: self.tuning.leaver,
+            ships: self.tuning.warm,
+            turns: self.tuning.turns,
             rng: rng_of(self.seed, &format!("governor {} {starts}", self.index)),
             clock: self.clock.clone(),
             history: self.history.clone(),
@@ -506,10 +514,17 @@ async fn serve_clients(region: &server::Region) -> Result<(), String> {
     region.serve_clients(incoming, std::future::pending()).await.map_err(|error| error.to_string())
 }
 
-fn keyspace(of: &super::Keyspace, homed: bool) -> config::Keyspace {
+fn keyspace(of: &super::Keyspace, tuning: &Tuning) -> config::Keyspace {
     let mut keyspace = config::Keyspace::new(of.id.0, of.name);
-    if homed && of.name == OTHER {
+    if tuning.homed && of.name == OTHER {
         keyspace.policy = Policy::default();
+    }
+    if tuning.warm {
+        // Two regions that make one key are both its home until they hear of each other: that is long here.
+        if keyspace.policy.is_forwarded() {
+            keyspace.policy.home = Some(HomeRule::Hash);
+        }
+        keyspace.policy.tier = Tier::Warm(if of.name == OTHER { LATER } else { SOON });
     }
     keyspace
 }
@@ -527,11 +542,15 @@ fn config(site: usize, tuning: &Tuning) -> Config {
         region: SITES[site].to_owned(),
         shards: SHARDS,
         peers: SITES.iter().filter(|other| **other != SITES[site]).map(peer).collect(),
-        keyspaces: KEYSPACES.iter().map(|k| keyspace(k, tuning.homed)).collect(),
+        keyspaces: KEYSPACES.iter().map(|k| keyspace(k, tuning)).collect(),
         ..Config::default()
     };
     config.limits.log_budget_bytes = tuning.log_budget_bytes;
     config.limits.tombstone_horizon = tuning.tombstone_horizon;
+    if tuning.warm {
+        // So that what is shipped comes in pieces, and is written meanwhile.
+        config.limits.state_chunk_bytes = 1 << 10;
+    }
     config.store.disk_reserve_bytes = tuning.free_bytes_min;
     config.store.segment_bytes = tuning.segment_bytes;
     config.store.checkpoint_log_bytes = tuning.segment_bytes;

@@ -59,7 +59,8 @@ impl Policy {
     pub fn unimplemented(&self) -> Vec<Fault> {
         let mut faults = Faults::default();
         let later = "is not there yet";
-        faults.check(self.tier == Tier::Hot, "tier", format!("{} {later}; use hot", self.tier));
+        let is_cold = matches!(self.tier, Tier::Cold(_));
+        faults.check(!is_cold, "tier", format!("{} {later}; use hot or warm", self.tier));
         faults.check(
             self.writes != Writes::Strong,
             "writes",

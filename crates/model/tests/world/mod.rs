@@ -839,7 +839,7 @@ impl World {
         for shard in 0..SHARDS as usize {
             let cursors: Vec<(Region, Vector)> =
                 source.streams[shard].applied().iter().map(|(r, v)| (r.clone(), v.clone())).collect();
-            node.streams[shard].advance(&cursors, node.tree.shard(ShardId(shard as u32)));
+            node.streams[shard].advance(&cursors, None, false, node.tree.shard(ShardId(shard as u32)));
         }
         let (records, streams, ledger) = (node.records.clone(), node.streams.clone(), node.ledger.clone());
         node.log.push(Entry::Completed(Rc::new(Snapshot { records, streams, ledger })));

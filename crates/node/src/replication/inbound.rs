@@ -21,7 +21,7 @@ use crate::replication::batch_codec::Unpacker;
 use crate::replication::handshake::{Met, greeted, hello_for, learn, meet};
 use crate::replication::schedule::Backoff;
 use crate::shard_queue::{Absorption, Job, answer_of, delta_bytes};
-use crate::shared::{LinkCommand, Shared, StreamKey};
+use crate::shared::{Extent, LinkCommand, Shared, StreamKey};
 use crate::{NodeError, PeerConfig};
 
 /// Room for words to the sender. It reads them before anything else, so little is ever waiting.
@@ -160,6 +160,8 @@ enum Step {
     /// Everything before the probe's answer is durable.
     Fresh {
         id: u64,
+        /// But for these streams.
+        waiting: Vec<StreamKey>,
     },
 }
 
@@ -200,7 +202,10 @@ impl Session {
                     self.carry_on(step.map_err(not_taken)?).await?;
                 }
                 _ = catalog.changed() => self.tell().await?,
-                Some(LinkCommand::Refetch(stream)) = commands.recv() => self.refetch(stream).await?,
+                Some(command) = commands.recv() => match command {
+                    LinkCommand::Refetch(stream) => self.refetch(stream).await?,
+                    LinkCommand::Ship(keyspace) => self.say(ToSender::Ship { keyspace }).await?,
+                },
                 message = self.stream.next() => {
                     let closed = || PeerError::Unreachable { reason: "it closed the stream".to_owned() };
                     let message = message.ok_or_else(closed)??;
@@ -221,9 +226,10 @@ impl Session {
         match message {
             ToReceiver::Hello(_) => Err(PeerError::Corrupt { reason: "it says Hello twice".to_owned() }),
             ToReceiver::Deltas(batch) => self.take(batch).await,
-            ToReceiver::NeedsState { keyspace, shard } => {
+            ToReceiver::NeedsState { keyspace, shard, changes } => {
                 self.refetching.remove(&(keyspace, shard));
-                self.shared.want_state(&self.origin, (keyspace, shard));
+                let extent = if changes { Extent::Changes } else { Extent::Complete };
+                self.shared.want(&self.origin, (keyspace, shard), extent);
                 Ok(())
             }
             ToReceiver::Heartbeat { caught_up, .. } => {
@@ -232,9 +238,9 @@ impl Session {
                 }
                 Ok(())
             }
-            ToReceiver::ProbeAnswer { id, wall_ms } => {
+            ToReceiver::ProbeAnswer { id, wall_ms, waiting } => {
                 self.compare_clocks(id, wall_ms);
-                self.pending.push_back(Box::pin(async move { Ok(Step::Fresh { id }) }));
+                self.pending.push_back(Box::pin(async move { Ok(Step::Fresh { id, waiting }) }));
                 Ok(())
             }
         }
@@ -323,7 +329,7 @@ impl Session {
                 self.taken_bytes += raw_bytes;
                 self.say(ToSender::Ack { cursors, bytes: self.taken_bytes }).await
             }
-            Step::Fresh { id } => {
+            Step::Fresh { id, waiting } => {
                 if let Some((asked, at)) = self.probe
                     && asked == id
                 {
@@ -333,7 +339,15 @@ impl Session {
                         && !self.shared.completing.has_left_out(&self.origin)
                         && let Some(slot) = self.shared.peers.get(&self.origin)
                     {
-                        slot.link.lock().fresh_as_of = Some(at);
+                        let known = self.shared.catalog.known();
+                        let at_intervals = known.held_by(self.shared.me()).map(|keyspace| keyspace.id);
+                        let at_intervals = at_intervals.filter(|id| known.ship_interval(*id).is_some());
+                        let streams = at_intervals.flat_map(|id| self.shared.shards().map(move |shard| (id, shard)));
+                        let mut link = slot.link.lock();
+                        link.fresh_as_of = Some(at);
+                        for stream in streams.filter(|stream| !waiting.contains(stream)) {
+                            link.note_fresh(stream, at);
+                        }
                     }
                 }
                 Ok(())

@@ -2,12 +2,12 @@
 //!
 //! Two links join a pair of regions: the peer pulls from here (outbound), and here is pulled from the peer (inbound).
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use isle_store::LogPosition;
 
-use crate::shared::Confirmed;
+use crate::shared::{Confirmed, StreamKey};
 
 /// A peer that has not confirmed what is older than this is LAGGING, and slows nobody.
 const LIVE_LAG_MAX: Duration = Duration::from_secs(1);
@@ -34,6 +34,8 @@ pub(crate) struct Link {
     pub(crate) inbound_caught_up: bool,
     /// When the probe was sent whose answer was absorbed last: what is read here is at most this old.
     pub(crate) fresh_as_of: Option<Duration>,
+    /// The same of the streams that are not shipped as they are written.
+    pub(crate) fresh_streams: BTreeMap<StreamKey, Duration>,
     /// How far this node's wall clock is ahead of the peer's, at least; `None` until it has said, and while the link is down.
     pub(crate) clock_ahead_ms: Option<i64>,
     /// When either link was last up, or this node started.
@@ -50,6 +52,7 @@ impl Link {
             confirmed: None,
             inbound_caught_up: false,
             fresh_as_of: None,
+            fresh_streams: BTreeMap::new(),
             clock_ahead_ms: None,
             last_up: now,
             last_error: None,
@@ -66,6 +69,12 @@ impl Link {
         self.inbound_caught_up = false;
         self.clock_ahead_ms = None;
         self.last_up = now;
+    }
+
+    /// What has been absorbed of a stream that is not shipped as it is written is no older than this.
+    pub(crate) fn note_fresh(&mut self, stream: StreamKey, at: Duration) {
+        let fresh = self.fresh_streams.entry(stream).or_insert(at);
+        *fresh = at.max(*fresh);
     }
 
     /// `lag` is the age of the oldest durable position that the peer has not confirmed.

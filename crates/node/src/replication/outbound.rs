@@ -15,11 +15,13 @@ use isle_store::{LogItem, LogPosition, TailError};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+use crate::catalog::Known;
 use crate::egress::{Gate, Verdict};
 use crate::peer::{Absorbed, Hello, PeerError, ToReceiver, ToSender};
 use crate::peers::PeerSlot;
 use crate::replication::batch_codec::{BatchBuilder, Packer, wire_bytes};
 use crate::shared::{Confirmed, Shared, StreamKey};
+use crate::shipping;
 
 /// About how much goes into one batch, raw.
 const BATCH_BYTES: usize = 256 << 10;
@@ -44,6 +46,10 @@ pub(crate) struct Outbound {
     held_back: BTreeMap<KeyspaceId, LogPosition>,
     /// Streams that the peer has to take as a state whatever the log holds.
     overdue: BTreeSet<StreamKey>,
+    /// Streams that are not shipped as they are written, and of which the peer is to take what has changed.
+    changed: BTreeSet<StreamKey>,
+    /// Those that it was told of.
+    shipping: BTreeSet<StreamKey>,
     scanned: LogPosition,
     /// Whether it was checked, at the end of the log, that nothing is missing that the log does not hold.
     verified: bool,
@@ -91,6 +97,8 @@ impl Outbound {
             hold: None,
             held_back: BTreeMap::new(),
             overdue,
+            changed: BTreeSet::new(),
+            shipping: BTreeSet::new(),
             scanned,
             verified: false,
             in_flight: VecDeque::new(),
@@ -114,10 +122,14 @@ impl Outbound {
     ) {
         let generation = *subscription.borrow_and_update();
         self.set_up(true);
+        // It may have less than it once confirmed: its disk was restored.
+        self.note_confirmed(None);
         let mut durable = self.shared.durability.subscribe();
         let mut catalog = self.shared.catalog.subscribe();
         // What was learned since the peer greeted counts as well.
         catalog.mark_changed();
+        let mut due = self.shared.shipping.subscribe();
+        due.mark_changed();
         let mut heartbeat = tokio::time::interval(self.shared.config.heartbeat_interval);
         heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut last_heard = Instant::now();
@@ -147,11 +159,16 @@ impl Outbound {
                     self.verified = false;
                     Ok(())
                 }
+                _ = due.changed() => {
+                    self.take_up_shipments();
+                    Ok(())
+                }
                 () = sleep_until(wakes_at), if wakes_at.is_some_and(|at| at > Instant::now()) => Ok(()),
                 _ = durable.changed(), if wakes_at.is_none() => Ok(()),
                 _ = heartbeat.tick() => {
                     self.let_go();
                     self.take_up_offers();
+                    self.take_up_shipments();
                     self.beat(&outgoing);
                     if last_heard.elapsed() > self.shared.config.silence_max {
                         Err(PeerError::Unreachable { reason: "it has fallen silent".to_owned() })
@@ -195,6 +212,11 @@ impl Outbound {
                 }
                 self.let_go();
                 self.verified = false;
+            }
+            ToSender::Ship { keyspace } => {
+                if self.shared.catalog.known().is_for(&self.peer, keyspace) {
+                    self.shared.shipping.hasten(&self.shared, keyspace, std::iter::once(&self.peer));
+                }
             }
         }
     }
@@ -297,6 +319,10 @@ impl Outbound {
         self.held_back.retain(|keyspace, _| known.is_for(&self.peer, *keyspace));
         self.waiting.retain(is_there);
         self.overdue.retain(is_there);
+        // One that is shipped as it is written by now is looked at in the log again.
+        let at_intervals = |stream: &StreamKey| is_there(stream) && known.ship_interval(stream.0).is_some();
+        self.changed.retain(at_intervals);
+        self.shipping.retain(at_intervals);
         self.in_flight.iter_mut().for_each(|batch| batch.last.retain(|stream, _| is_there(stream)));
         if self.waiting.len() + self.overdue.len() < waited {
             self.stop_holding();
@@ -315,6 +341,11 @@ impl Outbound {
         self.sent.insert(stream, after);
         self.short.remove(&stream);
         self.overdue.remove(&stream);
+        if self.shipping.remove(&stream) && !self.waiting.contains(&stream) {
+            // It has heard with the changes what a statement would say. Of its stream the log brings nothing.
+            self.note_confirmed(None);
+            return;
+        }
         // Of a statement that the state took it past it has heard nothing, and waits with its tombstones for one.
         self.shared.restate.lock().insert(stream);
         // A state reaches at least to where its stream began to wait; anything else is sought in the whole log.
@@ -361,7 +392,7 @@ impl Outbound {
     fn has_word(&self) -> bool {
         let probe = self.answers_probe();
         let unverified = !self.verified && self.scanned >= self.shared.store.durable();
-        probe || unverified || !self.overdue.is_empty()
+        probe || unverified || !self.overdue.is_empty() || !self.changed.is_empty()
     }
 
     /// Whether everything has been sent that was there when the oldest probe came: what is held back has not.
@@ -371,13 +402,19 @@ impl Outbound {
 
     fn say(&mut self, permit: mpsc::Permit<'_, Result<ToReceiver, PeerError>>) -> Result<(), PeerError> {
         if let Some(stream) = self.overdue.pop_first() {
-            permit.send(Ok(self.needs_state(stream)));
+            permit.send(Ok(self.needs_state(stream, false)));
+            return Ok(());
+        }
+        if let Some(stream) = self.changed.pop_first() {
+            permit.send(Ok(self.has_changed(stream)));
             return Ok(());
         }
         if self.answers_probe()
             && let Some((id, _)) = self.probes.pop_front()
         {
-            permit.send(Ok(ToReceiver::ProbeAnswer { id, wall_ms: self.shared.clock.wall_ms() }));
+            let slot = self.shared.peers.get(&self.peer);
+            let waiting = slot.map(|slot| shipping::lacked_by(&self.shared, &self.peer, &slot)).unwrap_or_default();
+            permit.send(Ok(ToReceiver::ProbeAnswer { id, wall_ms: self.shared.clock.wall_ms(), waiting }));
             return Ok(());
         }
         if !self.verified {
@@ -385,7 +422,7 @@ impl Outbound {
             let streams = self.shared.store.all_streams();
             if self.scanned >= self.shared.store.durable() {
                 match self.missing_beyond_log(&streams) {
-                    Some(stream) => permit.send(Ok(self.needs_state(stream))),
+                    Some(stream) => permit.send(Ok(self.lacks_log(stream))),
                     None => self.verified = true,
                 }
                 return Ok(());
@@ -397,24 +434,38 @@ impl Outbound {
         Ok(())
     }
 
-    fn needs_state(&mut self, (keyspace, shard): StreamKey) -> ToReceiver {
+    /// The peer is told to take what has changed of a stream since its cursor.
+    fn has_changed(&mut self, stream: StreamKey) -> ToReceiver {
+        self.shipping.insert(stream);
+        self.shared.shipping.note_told(&self.peer, stream, self.shared.now());
+        ToReceiver::NeedsState { keyspace: stream.0, shard: stream.1, changes: true }
+    }
+
+    /// What the log does not hold any more is among what has changed, unless the peer is not waited for when tombstones go.
+    fn lacks_log(&mut self, stream: StreamKey) -> ToReceiver {
+        let changes = !self.shared.standing.lock().is_expired(&self.peer);
+        self.needs_state(stream, changes)
+    }
+
+    fn needs_state(&mut self, (keyspace, shard): StreamKey, changes: bool) -> ToReceiver {
         tracing::info!(peer = %self.peer, keyspace = keyspace.0, shard = shard.0, "the log does not reach back to the peer");
         self.waiting.insert((keyspace, shard));
         let now = self.shared.store.durable();
         self.hold = Some(self.hold.map_or(now, |hold| hold.min(now)));
         self.set_up(true);
-        ToReceiver::NeedsState { keyspace, shard }
+        ToReceiver::NeedsState { keyspace, shard, changes }
     }
 
     /// A stream whose last delta the peer does not have, though the whole log has been read.
     fn missing_beyond_log(&self, streams: &[(StreamKey, Arc<Streams>)]) -> Option<StreamKey> {
         let tree = self.shared.store.tree();
         let nothing = Vector::new();
-        let gate = self.gate();
+        let (gate, known) = (self.gate(), self.shared.catalog.known());
         let lacks = |(stream, streams): &&(StreamKey, Arc<Streams>)| {
             let have = self.sent.get(stream).unwrap_or(&nothing);
             let lacking = streams.last_own().is_some_and(|dot| !have.covers(dot, tree.shard(stream.1)));
-            lacking && !self.waiting.contains(stream) && gate.passes(stream.0)
+            let is_shipped_later = known.ship_interval(stream.0).is_some();
+            lacking && !is_shipped_later && !self.waiting.contains(stream) && gate.passes(stream.0)
         };
         streams.iter().find(lacks).map(|(stream, _)| *stream)
     }
@@ -435,9 +486,9 @@ impl Outbound {
         let (from, mut read_to) = (self.scanned, self.scanned);
         let mut last = BTreeMap::new();
         let mut broken = None;
-        let (tree, gate) = (self.shared.store.tree(), self.gate());
+        let (tree, gate, known) = (self.shared.store.tree(), self.gate(), self.shared.catalog.known());
         for item in &tail.items {
-            match self.offer(item, &tree, &gate) {
+            match self.offer(item, &tree, &gate, &known) {
                 Offer::Ship => {
                     builder.push(&item.encoded);
                     last.insert((item.head.keyspace, item.head.shard), item.head.dot);
@@ -458,7 +509,7 @@ impl Outbound {
             None => tail.upto,
         };
         match broken {
-            Some(stream) if builder.count() == 0 => Ok(Some(self.needs_state(stream))),
+            Some(stream) if builder.count() == 0 => Ok(Some(self.lacks_log(stream))),
             _ => self.ship(builder, from, last),
         }
     }
@@ -511,6 +562,13 @@ impl Outbound {
         self.overdue.extend(mine.filter(|stream| !self.waiting.contains(stream) && gate.passes(stream.0)));
     }
 
+    /// What is due stays so until the peer has it.
+    fn take_up_shipments(&mut self) {
+        let gate = self.gate();
+        let due = self.shared.shipping.due_to(&self.peer).into_iter();
+        self.changed.extend(due.filter(|stream| !self.shipping.contains(stream) && gate.passes(stream.0)));
+    }
+
     fn beat(&self, outgoing: &Outgoing) {
         let lag_bytes = self.shared.peers.get(&self.peer).map_or(0, |slot| lag_of(&self.shared, &self.peer, &slot).0);
         let caught_up = self.scanned >= self.shared.store.durable() && self.waiting.is_empty();
@@ -527,10 +585,10 @@ enum Offer {
 }
 
 impl Outbound {
-    fn offer(&mut self, item: &LogItem, tree: &IncarnationTree, gate: &Gate) -> Offer {
+    fn offer(&mut self, item: &LogItem, tree: &IncarnationTree, gate: &Gate, known: &Known) -> Offer {
         let head = &item.head;
         let stream = (head.keyspace, head.shard);
-        if !item.own || self.waiting.contains(&stream) {
+        if !item.own || self.waiting.contains(&stream) || known.ship_interval(head.keyspace).is_some() {
             return Offer::Skip;
         }
         let lineage = tree.shard(head.shard);
@@ -583,7 +641,8 @@ pub(crate) fn lag_of(shared: &Shared, peer: &Region, slot: &PeerSlot) -> (u64, D
         };
         let streams = store.all_streams();
         let known = shared.catalog.known();
-        let shipped = streams.iter().filter(|(stream, _)| known.is_for(peer, stream.0));
+        let is_streamed = |id| known.is_for(peer, id) && known.ship_interval(id).is_none();
+        let shipped = streams.iter().filter(|(stream, _)| is_streamed(stream.0));
         if shipped.filter_map(|(stream, streams)| Some((*stream, streams.last_own()?))).all(has) {
             return (0, Duration::ZERO);
         }

@@ -3,14 +3,15 @@
 //! where that holds what no stream will bring.
 //!
 //! The law it keeps: the vector of a transfer's *first* chunk is what the cursors move to, and only after its last; what the
-//! sender streams of that shard meanwhile is not applied, and asked for again afterwards.
+//! sender streams of that shard meanwhile is not applied, and asked for again afterwards. A transfer of changes moves the cursor of
+//! its sender's own stream alone, and is not for a region that is behind: what went while it lacked it is among no changes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use isle_model::{KeyspaceId, Region, Vector};
+use isle_model::{Dot, IncarnationTree, KeyspaceId, Region, Stated, Vector, planted};
 use isle_store::{Begun, Received, codec};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -19,10 +20,9 @@ use crate::peer::{FetchRequest, Peer, PeerError, StateReply, StateRequest};
 use crate::replication::batch_codec;
 use crate::replication::handshake::learn;
 use crate::shard_queue::{ChunkTaken, Job, answer_of, chunk_bytes, delta_bytes};
-use crate::shared::{LinkCommand, Shared, StreamKey};
+use crate::shared::{Extent, LinkCommand, Shared, StreamKey};
 use crate::{NodeError, holdings, replication::link::Link};
 
-const CHUNK_BYTES: u32 = 1 << 20;
 const FETCH_BYTES: u32 = 1 << 20;
 /// How long one call may take.
 const CALL_MAX: Duration = Duration::from_secs(10);
@@ -38,6 +38,15 @@ const IN_VAIN_MAX: Duration = Duration::from_secs(10);
 const JOIN_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a transfer whose sender does not answer holds the streams back that it would move. After that it begins anew.
 const PAUSE_MAX: Duration = Duration::from_secs(10);
+
+/// What of a stream is missing here.
+#[derive(Debug, Default)]
+struct Missing {
+    /// Who has stated to have it.
+    holders: Vec<Region>,
+    /// Whether its region has it to send, once it is reached.
+    is_on_its_way: bool,
+}
 
 #[derive(Debug, thiserror::Error)]
 enum RepairError {
@@ -86,7 +95,8 @@ impl Repair {
         for (stream, left) in shared.store.transfers() {
             // What the last run left unfinished is finished.
             for (from, begun) in left.open.into_iter().filter(|(from, _)| shared.peers.contains(from)) {
-                shared.want_state(&from, stream);
+                let extent = if begun.heard.is_some() { Extent::Changes } else { Extent::Complete };
+                shared.want(&from, stream, extent);
                 if !begun.next.is_empty() {
                     shared.completing.pin(&from, stream, begun.pin.clone());
                     transfers.insert((from, stream), begun);
@@ -156,22 +166,22 @@ impl Repair {
 
     fn lost(&self) -> BTreeMap<StreamKey, Vector> {
         let tree = self.shared.store.tree();
-        let is_lost = |keyspace: KeyspaceId, dots: &Vector| {
-            !dots.is_empty()
-                && dots
-                    .dots()
-                    .all(|dot| tree.region(dot.incarnation).is_none_or(|origin| self.will_not_send(origin, keyspace)))
+        let is_lost = |stream: StreamKey, dots: &Vector| {
+            let is_gone = |dot: Dot| {
+                tree.region(dot.incarnation).is_none_or(|origin| self.will_not_send(origin, stream, dot, &tree))
+            };
+            !dots.is_empty() && dots.dots().all(is_gone)
         };
         let left = self.shared.store.transfers().into_iter().map(|(stream, left)| (stream, left.shown));
-        left.filter(|(stream, dots)| is_lost(stream.0, dots)).collect()
+        left.filter(|(stream, dots)| is_lost(*stream, dots)).collect()
     }
 
     /// Takes the states that peers said are needed.
     async fn take_wanted(&mut self) {
         let wanted = self.shared.wanted.lock().clone();
-        for (from, stream) in wanted {
+        for ((from, stream), extent) in wanted {
             self.give_up_paused();
-            if let Err(error) = self.take_state(&from, stream).await {
+            if let Err(error) = self.take_state(&from, stream, extent).await {
                 tracing::info!(%from, keyspace = stream.0.0, shard = stream.1.0, %error, "a state transfer waits");
             }
         }
@@ -201,7 +211,7 @@ impl Repair {
                     unheard = true;
                     break;
                 }
-                match self.take_state(from, stream).await {
+                match self.take_state(from, stream, Extent::Complete).await {
                     Ok(()) => {
                         let now = self.shared.now();
                         let completion = self.completions.entry(stream).or_default();
@@ -271,12 +281,14 @@ impl Repair {
         }
     }
 
-    /// Takes the complete state of one keyspace and shard, from where an earlier attempt left off.
-    async fn take_state(&mut self, from: &Region, stream: StreamKey) -> Result<(), RepairError> {
+    /// Takes the state of one keyspace and shard, from where an earlier attempt left off.
+    async fn take_state(&mut self, from: &Region, stream: StreamKey, extent: Extent) -> Result<(), RepairError> {
         let peer = self.peer(from)?;
         self.check_registered(stream.0)?;
+        let is_behind = self.shared.standing.lock().owed().contains_key(&stream);
+        let extent = if is_behind { Extent::Complete } else { extent };
         self.shared.completing.begin(from, stream);
-        let taken = self.take_chunks(peer.as_ref(), from, stream).await;
+        let taken = self.take_chunks(peer.as_ref(), from, stream, extent).await;
         self.shared.completing.pause(from, stream);
         let key = (from.clone(), stream);
         if taken.is_err() && self.transfers.contains_key(&key) {
@@ -285,8 +297,19 @@ impl Repair {
         }
         let left_out = self.shared.completing.end(from, stream);
         match &taken {
+            Ok(()) if extent == Extent::Changes => {
+                let mut wanted = self.shared.wanted.lock();
+                if wanted.get(&(from.clone(), stream)) == Some(&Extent::Changes) {
+                    wanted.remove(&(from.clone(), stream));
+                }
+                drop(wanted);
+                let moved = std::iter::once(from).chain(&left_out);
+                self.ask_again_of(moved, stream);
+            }
             Ok(()) => {
-                self.shared.wanted.lock().retain(|(_, at)| *at != stream);
+                // What another has to give that no stream brings is still to come: only what it had written is here by now.
+                let is_open = |other: &Region, wanted: Extent| other != from && wanted == Extent::Complete;
+                self.shared.wanted.lock().retain(|(other, at), wanted| *at != stream || is_open(other, *wanted));
                 // All of them, since the cursors moved past statements, too.
                 self.ask_again_of(self.shared.peers.all().keys(), stream);
             }
@@ -346,14 +369,32 @@ impl Repair {
         }
     }
 
-    async fn take_chunks(&mut self, peer: &dyn Peer, from: &Region, stream: StreamKey) -> Result<(), RepairError> {
+    async fn take_chunks(
+        &mut self,
+        peer: &dyn Peer,
+        from: &Region,
+        stream: StreamKey,
+        extent: Extent,
+    ) -> Result<(), RepairError> {
         let key = (from.clone(), stream);
-        let mut stale = 0;
+        let of_changes = extent == Extent::Changes;
+        if self.transfers.get(&key).is_some_and(|begun| begun.heard.is_some() != of_changes) {
+            self.forget_transfer(from, stream);
+            self.shared.completing.begin(from, stream);
+        }
+        let (mut stale, mut first_stated) = (0, None);
+        // Whatever was in it before the break is not known any more either.
+        let mut is_empty = of_changes && !self.transfers.contains_key(&key);
+        // Of what was merged before a break, or a restart, it is not known how old it is.
+        let asked_at = (!self.transfers.contains_key(&key)).then(|| self.shared.now());
         loop {
             let start = self.transfers.get(&key).map_or_else(Bytes::new, |begun| begun.next.clone());
-            let StateReply { rows, chunk } = self.ask_state(peer, stream, start.clone()).await?;
+            let cursor = || self.shared.store.durable_streams(stream.0, stream.1).cursor(from);
+            let after = of_changes.then(cursor);
+            let StateReply { rows, chunk } = self.ask_state(peer, stream, start.clone(), after).await?;
             learn(&self.shared, rows)?;
             let sound = (chunk.keyspace, chunk.shard) == stream
+                && chunk.changes == of_changes
                 && chunk.start == start
                 && chunk.end.as_ref().is_none_or(|end| *end > start);
             if !sound {
@@ -364,11 +405,14 @@ impl Repair {
                 self.transfers.remove(&key);
                 continue;
             }
+            let begun = begun_with(&chunk, from);
             if !self.transfers.contains_key(&key) {
-                self.shared.completing.pin(from, stream, chunk.absorbed.clone());
+                self.shared.completing.pin(from, stream, begun.pin.clone());
+                first_stated = Some(stated_with(&chunk));
             }
-            let (end, absorbed) = (chunk.end.clone(), chunk.absorbed.clone());
-            match self.merge(from, stream, chunk).await? {
+            is_empty &= chunk.records.is_empty() && chunk.ledger.is_empty();
+            let end = chunk.end.clone();
+            match self.merge(from, stream, chunk, begun.clone()).await? {
                 ChunkTaken::Merged => {}
                 ChunkTaken::Stale if stale < STALE_MAX => {
                     stale += 1;
@@ -384,23 +428,40 @@ impl Repair {
             // This state may have brought back what another, older or newer, took away in its range: that starts over.
             self.forget_others(from, stream);
             self.paused_since.remove(&key);
-            let begun = self.transfers.entry(key.clone()).or_insert(Begun { next: Bytes::new(), pin: absorbed });
+            if planted::is(planted::Bug::PinAtLast)
+                && let Some(before) = self.transfers.get_mut(&key)
+            {
+                before.pin.clone_from(&begun.pin);
+            }
+            let begun = self.transfers.entry(key.clone()).or_insert(begun);
             match end {
                 Some(end) => begun.next = end,
                 None => break,
             }
         }
         let Some(done) = self.transfers.get(&key).cloned() else { return Ok(()) };
-        self.finish(stream, done.pin).await?;
+        // A statement in its stream would not come by itself where that is not shipped as it is written.
+        let at_intervals = self.shared.catalog.known().ship_interval(stream.0).is_some();
+        let heard = done.heard.or_else(|| first_stated.filter(|_| at_intervals));
+        self.finish(stream, done.pin, heard.map(|heard| (from.clone(), heard)), is_empty).await?;
         self.transfers.remove(&key);
+        if let (Some(at), Some(slot)) = (asked_at, self.shared.peers.get(from)) {
+            slot.link.lock().note_fresh(stream, at);
+        }
         Ok(())
     }
 
-    async fn ask_state(&self, peer: &dyn Peer, stream: StreamKey, start: Bytes) -> Result<StateReply, PeerError> {
+    async fn ask_state(
+        &self,
+        peer: &dyn Peer,
+        stream: StreamKey,
+        start: Bytes,
+        changes_after: Option<Vector>,
+    ) -> Result<StateReply, PeerError> {
         let (keyspace, shard) = stream;
         let asker_is_behind = self.shared.is_behind();
-        let asker = self.shared.me().clone();
-        let ask = StateRequest { asker_is_behind, asker, keyspace, shard, start, bytes_max: CHUNK_BYTES };
+        let (asker, bytes_max) = (self.shared.me().clone(), self.shared.config.state_chunk_bytes);
+        let ask = StateRequest { asker_is_behind, asker, keyspace, shard, start, bytes_max, changes_after };
         timeout(CALL_MAX, peer.state(ask)).await.map_err(late)?
     }
 
@@ -419,17 +480,25 @@ impl Repair {
         from: &Region,
         stream: StreamKey,
         chunk: isle_store::StateChunk,
+        begun: Begun,
     ) -> Result<ChunkTaken, RepairError> {
         let queue = self.queue(stream)?;
-        let pin = self.transfers.get(&(from.clone(), stream)).map(|begun| begun.pin.clone());
+        let before = self.transfers.get(&(from.clone(), stream)).cloned();
+        let (is_first, begun) = (before.is_none(), before.unwrap_or(begun));
         let (from, bytes, chunk) = (from.clone(), chunk_bytes(&chunk), Box::new(chunk));
-        let answer = queue.submit(bytes, |answer| Job::Chunk { from, chunk, pin, answer }).await?;
+        let answer = queue.submit(bytes, |answer| Job::Chunk { from, chunk, is_first, begun, answer }).await?;
         Ok(answer_of(answer).await?)
     }
 
-    async fn finish(&self, stream: StreamKey, cursors: Vec<(Region, Vector)>) -> Result<(), RepairError> {
+    async fn finish(
+        &self,
+        stream: StreamKey,
+        cursors: Vec<(Region, Vector)>,
+        heard: Option<(Region, Stated)>,
+        is_empty: bool,
+    ) -> Result<(), RepairError> {
         let queue = self.queue(stream)?;
-        let job = |answer| Job::StateDone { keyspace: stream.0, cursors, answer };
+        let job = |answer| Job::StateDone { keyspace: stream.0, cursors, heard, is_empty, answer };
         let answer = queue.submit(256, job).await?;
         Ok(answer_of(answer).await?)
     }
@@ -444,9 +513,11 @@ impl Repair {
         let now = self.shared.now();
         let missing = self.missing();
         self.missing_since.retain(|what, _| missing.contains_key(what));
-        for ((origin, stream), holders) in missing {
+        for ((origin, stream), Missing { holders, is_on_its_way }) in missing {
             let since = *self.missing_since.entry((origin.clone(), stream)).or_insert(now);
-            if now.saturating_sub(since) < self.shared.config.repair_after {
+            // What nobody was to have sooner is not asked of others sooner, since they have only a complete state to give.
+            let interval = self.shared.catalog.known().ship_interval(stream.0).filter(|_| is_on_its_way);
+            if now.saturating_sub(since) < self.shared.config.repair_after.max(interval.unwrap_or_default()) {
                 continue;
             }
             for holder in holders {
@@ -459,10 +530,10 @@ impl Repair {
     }
 
     /// Streams of which some holder has stated to have more than is here, and whose own region will not send it.
-    fn missing(&self) -> BTreeMap<(Region, StreamKey), Vec<Region>> {
+    fn missing(&self) -> BTreeMap<(Region, StreamKey), Missing> {
         let shared = &self.shared;
         let tree = shared.store.tree();
-        let mut out: BTreeMap<(Region, StreamKey), Vec<Region>> = BTreeMap::new();
+        let mut out: BTreeMap<(Region, StreamKey), Missing> = BTreeMap::new();
         for (stream, streams) in shared.store.all_streams() {
             if shared.is_gone(stream.0) {
                 continue;
@@ -470,9 +541,13 @@ impl Repair {
             let lineage = tree.shard(stream.1);
             for (holder, said) in streams.heard().iter().filter(|(holder, _)| shared.peers.contains(holder)) {
                 for (origin, vector) in &said.absorbed {
-                    if !streams.cursor(origin).covers_all(vector, lineage) && self.will_not_send(origin, stream.0) {
-                        out.entry((origin.clone(), stream)).or_default().push(holder.clone());
-                    }
+                    let cursor = streams.cursor(origin);
+                    let lacks =
+                        |dot: &Dot| !cursor.covers(*dot, lineage) && self.will_not_send(origin, stream, *dot, &tree);
+                    let Some(lacked) = vector.dots().find(lacks) else { continue };
+                    let missing = out.entry((origin.clone(), stream)).or_default();
+                    missing.holders.push(holder.clone());
+                    missing.is_on_its_way = self.is_of_its_line(origin, stream, lacked, &tree);
                 }
             }
         }
@@ -480,12 +555,25 @@ impl Repair {
     }
 
     /// Of this region's own lost writes nobody sends anything by himself, nor has a region any that has handed a keyspace over.
-    fn will_not_send(&self, origin: &Region, keyspace: KeyspaceId) -> bool {
-        if self.shared.catalog.known().is_gone_from(origin, keyspace) {
+    fn will_not_send(&self, origin: &Region, stream: StreamKey, dot: Dot, tree: &IncarnationTree) -> bool {
+        let known = self.shared.catalog.known();
+        let Some(slot) = self.shared.peers.get(origin) else { return true };
+        if known.is_gone_from(origin, stream.0) {
             return true;
         }
-        let slot = self.shared.peers.get(origin);
-        slot.is_none_or(|slot| Link::will_not_send(&slot.link.lock()))
+        let link = slot.link.lock();
+        match known.ship_interval(stream.0) {
+            None => Link::will_not_send(&link),
+            // It ships in its own time, and of that which its disk has lost it knows nothing.
+            Some(_) => !link.inbound || !self.is_of_its_line(origin, stream, dot, tree),
+        }
+    }
+
+    /// Whether a region still has a write of its own, as far as its incarnations tell.
+    fn is_of_its_line(&self, origin: &Region, stream: StreamKey, dot: Dot, tree: &IncarnationTree) -> bool {
+        let admitted = self.shared.standing.lock().admitted(origin);
+        admitted
+            .is_some_and(|now| now == dot.incarnation || tree.shard(stream.1).implied(now, dot.incarnation) >= dot.seq)
     }
 
     async fn fetch(&mut self, holder: &Region, origin: &Region, stream: StreamKey) -> Result<(), RepairError> {
@@ -505,7 +593,7 @@ impl Repair {
             let came = encoded.len();
             let whole = self.absorb(origin, stream, encoded).await?;
             if reply.needs_state || !whole {
-                return self.take_state(holder, stream).await;
+                return self.take_state(holder, stream, Extent::Complete).await;
             }
             if !reply.more || came == 0 {
                 return Ok(());
@@ -543,6 +631,21 @@ impl Repair {
         let outcome = answer_of(answer).await?;
         Ok(outcome.gaps.is_empty() && outcome.unknown.is_empty())
     }
+}
+
+/// A transfer that begins with this chunk.
+fn begun_with(chunk: &isle_store::StateChunk, from: &Region) -> Begun {
+    let absorbed = &chunk.absorbed;
+    if !chunk.changes {
+        return Begun { next: Bytes::new(), pin: absorbed.clone(), heard: None };
+    }
+    let own = absorbed.iter().filter(|(region, _)| region == from).cloned();
+    Begun { next: Bytes::new(), pin: own.collect(), heard: Some(stated_with(chunk)) }
+}
+
+/// What the sender could have stated before it read the chunk.
+fn stated_with(chunk: &isle_store::StateChunk) -> Stated {
+    Stated { dot: chunk.last_own, absorbed: chunk.absorbed.iter().cloned().collect() }
 }
 
 fn late(_: tokio::time::error::Elapsed) -> PeerError {

@@ -105,10 +105,16 @@ impl FetchHints {
 pub(crate) fn serve_state(shared: &Shared, ask: &StateRequest) -> Result<StateReply, PeerError> {
     check(shared, &ask.asker, (ask.keyspace, ask.shard), ask.asker_is_behind)?;
     let limit = (ask.bytes_max as usize).min(REPLY_BYTES_MAX);
-    let chunk: StateChunk = shared
-        .store
-        .state_chunk(ask.keyspace, ask.shard, &ask.start, limit)
-        .map_err(|error| PeerError::NotReady { reason: error.to_string() })?;
+    let chunk = match &ask.changes_after {
+        None => shared.store.state_chunk(ask.keyspace, ask.shard, &ask.start, limit),
+        // A tombstone that it should have may be gone, and is among no changes.
+        Some(_) if shared.standing.lock().is_expired(&ask.asker) => {
+            let reason = format!("{} was away for too long: a complete state comes first", ask.asker);
+            return Err(PeerError::NotReady { reason });
+        }
+        Some(after) => shared.store.changes_chunk(ask.keyspace, ask.shard, &ask.start, after, limit),
+    };
+    let chunk: StateChunk = chunk.map_err(|error| PeerError::NotReady { reason: error.to_string() })?;
     count(shared, &ask.asker, chunk_bytes(&chunk) as u64);
     // Read after the chunk: they name everything that it does.
     let rows = shared.store.tree().rows().map(|(incarnation, row)| (incarnation, row.clone())).collect();

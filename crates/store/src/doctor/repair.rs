@@ -306,7 +306,18 @@ fn beyond_cursors(store: &Store, key: &ViewKey, item: &Item) -> Option<StateChun
     let end = Bytes::from([&user_key[..], &[0]].concat());
     let (start, records) = (user_key.clone(), vec![(user_key, record.as_ref().clone())]);
     let (absorbed, ledger, taken_at) = (Vec::new(), Vec::new(), store.hlc_high());
-    Some(StateChunk { keyspace, shard, start, end: Some(end), absorbed, records, ledger, taken_at })
+    Some(StateChunk {
+        keyspace,
+        shard,
+        start,
+        end: Some(end),
+        absorbed,
+        records,
+        ledger,
+        taken_at,
+        changes: false,
+        last_own: None,
+    })
 }
 
 fn show(store: &Store, writers: &mut [ShardWriter], chunks: Vec<StateChunk>) -> Result<(), String> {

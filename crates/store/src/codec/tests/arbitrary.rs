@@ -133,8 +133,8 @@ pub fn delta() -> impl Strategy<Value = Delta> {
 pub fn state_chunk() -> impl Strategy<Value = StateChunk> {
     let range = (vec(any::<u8>(), 0..8), option::of(key()));
     let holds = (absorbed(), vec((key(), record()), 0..3), vec(ledger_entry(), 0..2));
-    (any::<[u64; 2]>(), any::<u32>(), range, holds).prop_map(
-        |([keyspace, taken_at], shard, (start, end), (absorbed, records, ledger))| StateChunk {
+    (any::<[u64; 2]>(), any::<u32>(), (any::<bool>(), option::of(dot())), range, holds).prop_map(
+        |([keyspace, taken_at], shard, (changes, last_own), (start, end), (absorbed, records, ledger))| StateChunk {
             keyspace: KeyspaceId(keyspace),
             shard: ShardId(shard),
             start: start.into(),
@@ -143,6 +143,8 @@ pub fn state_chunk() -> impl Strategy<Value = StateChunk> {
             records,
             ledger,
             taken_at: Hlc(taken_at),
+            changes,
+            last_own,
         },
     )
 }
@@ -163,11 +165,11 @@ pub fn entry() -> impl Strategy<Value = Entry> {
         shard: ShardId(shard),
         key,
     });
-    let done = (stream(), absorbed()).prop_map(|((keyspace, shard), cursors)| Entry::StateDone {
-        keyspace: KeyspaceId(keyspace),
-        shard: ShardId(shard),
-        cursors,
-    });
+    let heard = option::of((region(), stated()));
+    let done =
+        (stream(), absorbed(), heard, any::<bool>()).prop_map(|((keyspace, shard), cursors, heard, is_empty)| {
+            Entry::StateDone { keyspace: KeyspaceId(keyspace), shard: ShardId(shard), cursors, heard, is_empty }
+        });
     let begun = (stream(), region(), begun()).prop_map(|((keyspace, shard), from, begun)| Entry::StateBegun {
         keyspace: KeyspaceId(keyspace),
         shard: ShardId(shard),
@@ -189,13 +191,20 @@ pub fn entry() -> impl Strategy<Value = Entry> {
 
 fn streams() -> impl Strategy<Value = Streams> {
     let said = || btree_map(region(), vector(), 0..3);
-    let heard = (option::of(dot()), said()).prop_map(|(dot, absorbed)| Stated { dot, absorbed });
-    (said(), btree_map(region(), heard, 0..3), option::of(dot()))
+    (said(), btree_map(region(), stated(), 0..3), option::of(dot()))
         .prop_map(|(applied, heard, last_own)| Streams::from_parts(applied, heard, last_own))
 }
 
+fn stated() -> impl Strategy<Value = Stated> {
+    (option::of(dot()), btree_map(region(), vector(), 0..3)).prop_map(|(dot, absorbed)| Stated { dot, absorbed })
+}
+
 fn begun() -> impl Strategy<Value = Begun> {
-    (absorbed(), vec(any::<u8>(), 0..8)).prop_map(|(pin, next)| Begun { pin, next: Bytes::from(next) })
+    (absorbed(), vec(any::<u8>(), 0..8), option::of(stated())).prop_map(|(pin, next, heard)| Begun {
+        pin,
+        next: Bytes::from(next),
+        heard,
+    })
 }
 
 fn transfers() -> impl Strategy<Value = Transfers> {

@@ -100,6 +100,10 @@ fn statement() -> Delta {
     delta(None, Body::Statement(Statement { absorbed: absorbed() }))
 }
 
+fn stated() -> Stated {
+    Stated { dot: Some(Dot::new(B, 12)), absorbed: absorbed().into_iter().collect() }
+}
+
 fn state_chunk() -> StateChunk {
     StateChunk {
         keyspace: KEYSPACE,
@@ -110,6 +114,8 @@ fn state_chunk() -> StateChunk {
         records: vec![(KEY, record()), (Bytes::from_static(b"w"), Record::new())],
         ledger: vec![superseded_entry()],
         taken_at: Hlc(6 << 16),
+        changes: false,
+        last_own: None,
     }
 }
 
@@ -161,7 +167,7 @@ fn manifest_with_rows() -> Manifest {
 
 fn view_mark_with_facts() -> ViewMark {
     let left = Transfers {
-        open: BTreeMap::from([(west(), Begun { pin: absorbed(), next: Bytes::new() })]),
+        open: BTreeMap::from([(west(), Begun { pin: absorbed(), next: Bytes::new(), heard: None })]),
         shown: Vector::of(Dot::new(B, 12)),
     };
     let meta = Meta {
@@ -230,10 +236,40 @@ fn all() -> Vec<Frozen> {
         entry("entry_delta", Entry::Delta(write())),
         entry("entry_forget", Entry::Forget { keyspace, shard, key: KEY }),
         entry("entry_state_chunk", Entry::StateChunk(state_chunk())),
-        entry("entry_state_done", Entry::StateDone { keyspace, shard, cursors: absorbed() }),
+        entry(
+            "entry_state_done",
+            Entry::StateDone { keyspace, shard, cursors: absorbed(), heard: None, is_empty: false },
+        ),
+        entry(
+            "entry_changes",
+            Entry::StateChunk(StateChunk {
+                records: vec![(KEY, record())],
+                changes: true,
+                last_own: Some(Dot::new(A, 129)),
+                ..state_chunk()
+            }),
+        ),
+        entry(
+            "entry_changes_done",
+            Entry::StateDone { keyspace, shard, cursors: absorbed(), heard: Some((west(), stated())), is_empty: true },
+        ),
+        entry(
+            "entry_changes_begun",
+            Entry::StateBegun {
+                keyspace,
+                shard,
+                from: west(),
+                begun: Begun { pin: absorbed(), next: Bytes::from("m"), heard: Some(stated()) },
+            },
+        ),
         entry(
             "entry_state_begun",
-            Entry::StateBegun { keyspace, shard, from: west(), begun: Begun { pin: absorbed(), next: Bytes::new() } },
+            Entry::StateBegun {
+                keyspace,
+                shard,
+                from: west(),
+                begun: Begun { pin: absorbed(), next: Bytes::new(), heard: None },
+            },
         ),
         entry(
             "entry_state_under_way",
@@ -241,7 +277,7 @@ fn all() -> Vec<Frozen> {
                 keyspace,
                 shard,
                 from: west(),
-                begun: Begun { pin: absorbed(), next: Bytes::from("m") },
+                begun: Begun { pin: absorbed(), next: Bytes::from("m"), heard: None },
             },
         ),
         entry("entry_holder", Entry::Holder { region: west(), expired: true }),
