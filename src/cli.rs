@@ -5,6 +5,7 @@ mod bench;
 mod delete;
 mod dev;
 mod doctor;
+mod egress;
 mod export;
 mod get;
 mod import;
@@ -104,6 +105,8 @@ enum Command {
     Region(region::Region),
     /// Show every region: records, digests, conflicts, lag
     Status(status::Status),
+    /// Show what regions have sent each other, by keyspace and cause, and what it cost
+    Egress(egress::Egress),
     /// Check a stopped node's data directory, and repair it
     Doctor(doctor::Doctor),
     /// Cut, heal or slow the links of `isle dev`
@@ -189,6 +192,7 @@ fn carry_out(cli: Cli) -> Result<(), Failure> {
             Command::Ship(command) => command.run(global).await,
             Command::Region(command) => command.run(global).await,
             Command::Status(command) => command.run(global).await,
+            Command::Egress(command) => command.run(global).await,
             Command::Doctor(command) => command.run(global),
             Command::Link(command) => command.run(global).await,
             Command::Bench(command) => command.run(global).await,

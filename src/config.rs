@@ -92,6 +92,16 @@ pub struct Peer {
     pub client_endpoint: Option<String>,
     /// Whom its certificate has to name, where that is not the endpoint's host.
     pub tls_name: Option<String>,
+    /// What a GB (10^9 bytes) sent to it costs, in US dollars, as the cloud's price list says.
+    pub egress_usd_per_gb: Option<String>,
+}
+
+impl Peer {
+    /// `None` where no price is set, or it is none.
+    pub fn price(&self) -> Option<f64> {
+        let price: f64 = self.egress_usd_per_gb.as_ref()?.parse().ok()?;
+        (price.is_finite() && price >= 0.0).then_some(price)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -335,6 +345,8 @@ impl Config {
             check(!twice, &key, format!("region {:?} is given twice", peer.region));
             let secure = self.tls.is_some();
             check_url(check, &format!("{key}.endpoint"), &peer.endpoint, Some(secure));
+            let is_priced = peer.egress_usd_per_gb.is_none() || peer.price().is_some();
+            check(is_priced, &key, format!("{key}.egress_usd_per_gb is not a number of dollars, such as 0.02"));
             if let Some(name) = &peer.tls_name {
                 let good = ServerName::try_from(name.as_str()).is_ok();
                 check(good, &format!("{key}.tls_name"), format!("{name:?} is not a name that a certificate can have"));

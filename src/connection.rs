@@ -6,13 +6,15 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::stream::{self, BoxStream, StreamExt};
 use http::Uri;
+use isle_node::PeerEgress;
 use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
@@ -27,11 +29,38 @@ pub struct Caller {
     pub address: Arc<str>,
     /// What it showed and was vouched for. Only TLS has it, and only where it asks for it.
     pub certificate: Option<Arc<CertificateDer<'static>>>,
+    /// Counts what is written to it, beneath TLS.
+    pub meter: Arc<WireMeter>,
+}
+
+/// Counts what is written to one connection, for the region at its other end once that is known.
+#[derive(Debug, Default)]
+pub struct WireMeter {
+    early: AtomicU64,
+    to: OnceLock<Arc<PeerEgress>>,
+}
+
+impl WireMeter {
+    fn wrote(&self, bytes: usize) {
+        match self.to.get() {
+            Some(peer) => peer.wrote(bytes as u64),
+            None => _ = self.early.fetch_add(bytes as u64, Ordering::Relaxed),
+        }
+    }
+
+    /// Whom it leads to. The first to say so is believed.
+    pub fn charge(&self, peer: &Arc<PeerEgress>) {
+        if self.to.set(peer.clone()).is_ok() {
+            peer.wrote(self.early.swap(0, Ordering::Relaxed));
+        }
+    }
 }
 
 pub struct Connection {
     io: Box<dyn Io>,
     caller: Caller,
+    /// Whether it is the one that counts: over TLS another one does, beneath it.
+    is_metered: bool,
 }
 
 /// Accepted connections. It ends only when its listener is closed; one bad connection does not end it.
@@ -45,7 +74,13 @@ pub trait Dial: Send + Sync {
 
 impl Connection {
     pub fn new(io: impl Io + 'static, caller: &str) -> Connection {
-        Connection { io: Box::new(io), caller: Caller { address: Arc::from(caller), certificate: None } }
+        let caller = Caller { address: Arc::from(caller), certificate: None, meter: Arc::default() };
+        Connection { io: Box::new(io), caller, is_metered: true }
+    }
+
+    /// Something put over a connection to this caller.
+    pub fn over(io: impl Io + 'static, caller: Caller) -> Connection {
+        Connection { io: Box::new(io), caller, is_metered: false }
     }
 
     /// The same, at whose other end this certificate was shown.
@@ -59,7 +94,14 @@ impl Connection {
     }
 
     pub fn into_io(self) -> Box<dyn Io> {
-        self.io
+        Box::new(self)
+    }
+
+    fn metered(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let (true, Poll::Ready(Ok(bytes))) = (self.is_metered, &written) {
+            self.caller.meter.wrote(*bytes);
+        }
+        written
     }
 }
 
@@ -79,7 +121,8 @@ impl AsyncRead for Connection {
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
+        let written = Pin::new(&mut self.io).poll_write(cx, buf);
+        self.metered(written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -95,7 +138,8 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+        let written = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        self.metered(written)
     }
 
     // Without this hyper copies every frame into one buffer first.

@@ -163,6 +163,7 @@ async fn configs(
                 endpoint: format!("http://{proxy}"),
                 client_endpoint: Some(format!("http://{}", target.client)),
                 tls_name: None,
+                egress_usd_per_gb: None,
             });
         }
         config.validate().map_err(|faults| DevError::Plan(faults.to_string()))?;

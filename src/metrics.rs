@@ -24,6 +24,7 @@ impl Vitals for NodeVitals {
         let mut out = Exposition::default();
         gauges(&mut out, &status);
         counters(&mut out, &self.node);
+        egress(&mut out, &status, &self.node);
         links(&mut out, &status);
         out.text
     }
@@ -95,8 +96,7 @@ fn counters(out: &mut Exposition, node: &Node) {
         out.row(name, &[], counter.get() as f64);
     }
     type Pick = fn(&PeerCounters) -> &Counter;
-    let of_peer: [(&str, &str, Pick); 6] = [
-        ("isle_peer_egress_bytes_total", "Bytes sent to a peer.", |c| &c.egress_bytes),
+    let of_peer: [(&str, &str, Pick); 5] = [
         ("isle_peer_deltas_sent_total", "Deltas sent to a peer.", |c| &c.deltas_out),
         ("isle_peer_deltas_received_total", "Deltas a peer sent, repeats included.", |c| &c.deltas_in),
         ("isle_peer_reconnects_total", "Connections made to a peer.", |c| &c.reconnects),
@@ -109,6 +109,32 @@ fn counters(out: &mut Exposition, node: &Node) {
             out.row(name, &[("peer", region.as_str())], pick(&counters).get() as f64);
         }
     }
+}
+
+fn egress(out: &mut Exposition, status: &NodeStatus, node: &Node) {
+    out.family("isle_peer_egress_bytes_total", "counter", "Bytes sent to a peer, on the wire.");
+    for peer in &status.peers {
+        out.row("isle_peer_egress_bytes_total", &[("peer", peer.region.as_str())], peer.egress_bytes as f64);
+    }
+    out.family("isle_egress_bytes_total", "counter", "The same, by keyspace and cause, with the keyspace's labels.");
+    let metadata = node.metadata();
+    for peer in &status.peers {
+        for row in &peer.egress {
+            let name = row.keyspace.as_deref().unwrap_or_default();
+            let of_keyspace = metadata.named(name).map(|keyspace| keyspace.policy.labels.clone()).unwrap_or_default();
+            let labels: Vec<(String, String)> =
+                of_keyspace.into_iter().map(|(name, value)| (label_name(&name), value)).collect();
+            let mut all = vec![("peer", peer.region.as_str()), ("keyspace", name), ("cause", row.cause.name())];
+            all.extend(labels.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+            out.row("isle_egress_bytes_total", &all, row.bytes as f64);
+        }
+    }
+}
+
+/// A keyspace's label as Prometheus may name one, told from the metric's own.
+fn label_name(name: &str) -> String {
+    let fits = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
+    format!("label_{}", name.chars().map(fits).collect::<String>())
 }
 
 fn links(out: &mut Exposition, status: &NodeStatus) {
@@ -151,8 +177,9 @@ impl Exposition {
     }
 
     fn row(&mut self, name: &str, labels: &[(&str, &str)], value: f64) {
-        // Names of regions and keyspaces hold nothing that would need escaping: config refuses it.
-        let labels: Vec<String> = labels.iter().map(|(name, value)| format!("{name}=\"{value}\"")).collect();
+        // Names of regions and keyspaces hold nothing that would need escaping, since config refuses it; labels may.
+        let escaped = |value: &str| value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+        let labels: Vec<String> = labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value))).collect();
         let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
         writeln!(self.text, "{name}{labels} {value}").expect("a string takes everything");
     }

@@ -16,7 +16,8 @@ use std::time::Duration;
 use isle_model::{Incarnation, KeyspaceId, Region as RegionName, TokenKey};
 use isle_node::peer::Connector;
 use isle_node::{
-    Clock, KeyspaceConfig, Node, NodeConfig, NodeState, Parts, PeerConfig, StartError, SyncDriver, SystemClock,
+    Clock, EgressMeter, KeyspaceConfig, Node, NodeConfig, NodeState, Parts, PeerConfig, StartError, SyncDriver,
+    SystemClock,
 };
 use isle_proto::v1::cluster_server::ClusterServer;
 use isle_proto::v1::dev_links_server::DevLinksServer;
@@ -110,6 +111,8 @@ pub struct Seams {
     pub storage: Storage,
     /// Dials the other regions.
     pub connector: Arc<dyn Connector>,
+    /// What the connector counts into.
+    pub egress: Arc<EgressMeter>,
     pub clock: Arc<dyn Clock>,
     /// Of this run; never used before.
     pub incarnation: Incarnation,
@@ -119,9 +122,11 @@ pub struct Seams {
 
 impl Seams {
     pub fn production(config: &Config, storage: Storage, dialer: Arc<dyn Dial>) -> Seams {
+        let egress: Arc<EgressMeter> = Arc::default();
         Seams {
             storage,
-            connector: Arc::new(TonicConnector::new(dialer, identity(config))),
+            connector: Arc::new(TonicConnector::new(dialer, identity(config), egress.clone())),
+            egress,
             clock: Arc::new(SystemClock::new()),
             incarnation: boot::incarnation(),
             seed: boot::seed(),
@@ -152,8 +157,8 @@ pub fn open(
     let Storage { disk, place, boot } = seams.storage;
     let cluster_key = cluster_key(config)?;
     let (store, writers, report) = Store::open(store_config(config), disk, place, boot, seams.incarnation, progress)?;
-    let parts =
-        Parts { store, writers, clock: seams.clock, connector: seams.connector, seed: seams.seed, sync: seams.sync };
+    let Seams { connector, egress, clock, seed, sync, .. } = seams;
+    let parts = Parts { store, writers, clock, connector, egress, seed, sync };
     let node = Node::start(node_config(config, cluster_key), parts)?;
     let region = Region {
         node,

@@ -111,7 +111,7 @@ async fn handshake(acceptor: TlsAcceptor, connection: Connection) -> io::Result<
     let caller = connection.caller().clone();
     let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(connection.into_io())).await??;
     let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first).map(|own| own.clone().into_owned());
-    Ok(Connection::new(stream, &caller.address).certified(shown))
+    Ok(Connection::over(stream, caller).certified(shown))
 }
 
 /// The name that each region's certificate has to have.
@@ -200,6 +200,6 @@ impl Dial for TlsDialer {
         let caller = connection.caller().clone();
         let connect = self.connector.connect(name, connection.into_io());
         let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, connect).await??;
-        Ok(Connection::new(stream, &caller.address))
+        Ok(Connection::over(stream, caller))
     }
 }

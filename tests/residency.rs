@@ -7,14 +7,12 @@
 mod support;
 
 use std::collections::{BTreeMap, HashSet};
-use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::Path;
-use std::sync::{Arc, Mutex};
 
 use isle_client::{Client, Options, Retry, Value, WriteOptions, v1};
 use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
+use support::tap::Tap;
 use support::{Process, eventually, serve_with};
 use tempfile::TempDir;
 
@@ -26,48 +24,6 @@ const SEED: u64 = 0x1517;
 const RECORDS: usize = 200;
 /// What is looked for of a secret: long enough that chance never makes it.
 const WINDOW: usize = 16;
-
-type Captured = Arc<Mutex<Vec<u8>>>;
-
-/// A link from one region to another's peer port, and everything that has crossed it, both ways.
-struct Tap {
-    endpoint: String,
-    captured: Captured,
-    target: Arc<Mutex<Option<u16>>>,
-}
-
-impl Tap {
-    fn new() -> Tap {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let endpoint = format!("http://{}", listener.local_addr().unwrap());
-        let (captured, target): (Captured, Arc<Mutex<Option<u16>>>) = Default::default();
-        let (seen, to) = (captured.clone(), target.clone());
-        std::thread::spawn(move || {
-            for dialled in listener.incoming().map_while(Result::ok) {
-                let port = *to.lock().unwrap();
-                let Some(far) = port.and_then(|port| TcpStream::connect(("127.0.0.1", port)).ok()) else { continue };
-                for (mut from, mut into) in [(&dialled, &far), (&far, &dialled)].map(|(a, b)| (clone(a), clone(b))) {
-                    let seen = seen.clone();
-                    std::thread::spawn(move || {
-                        let mut some = [0; 16 << 10];
-                        while let Ok(read @ 1..) = from.read(&mut some) {
-                            seen.lock().unwrap().extend_from_slice(&some[..read]);
-                            if into.write_all(&some[..read]).is_err() {
-                                break;
-                            }
-                        }
-                        let _ = into.shutdown(Shutdown::Both);
-                    });
-                }
-            }
-        });
-        Tap { endpoint, captured, target }
-    }
-}
-
-fn clone(stream: &TcpStream) -> TcpStream {
-    stream.try_clone().unwrap()
-}
 
 struct Cluster {
     taps: BTreeMap<(&'static str, &'static str), Tap>,
@@ -90,7 +46,7 @@ impl Cluster {
         let node = serve_with(&self.data_dir(region), Some(&config), &[&format!("region={region}")]);
         for ((_, to), tap) in &self.taps {
             if *to == region {
-                *tap.target.lock().unwrap() = Some(node.port + 1);
+                tap.lead_to(node.port + 1);
             }
         }
         self.nodes.insert(region, node);

@@ -37,7 +37,11 @@ fn start(directory: &Path) -> Arc<Node> {
     .unwrap();
     let config = NodeConfig { region, token_key: TokenKey::new([1; 32]), ..NodeConfig::default() };
     let (clock, connector) = (Arc::new(SystemClock::new()), Arc::new(Alone));
-    Node::start(config, Parts { store, writers, clock, connector, seed: 1, sync: SyncDriver::Threads }).unwrap()
+    Node::start(
+        config,
+        Parts { store, writers, clock, connector, egress: Arc::default(), seed: 1, sync: SyncDriver::Threads },
+    )
+    .unwrap()
 }
 
 async fn put_all(node: &Arc<Node>, requests: Vec<WriteRequest>) {

@@ -19,19 +19,22 @@ pub struct Status {}
 
 impl Status {
     pub async fn run(self, global: &Global) -> Result<(), Failure> {
-        let first = global.client().await?.status().await?;
-        let options =
-            Options { timeout: PATIENCE, connect_timeout: PATIENCE, retry: Retry::never(), ..global.options()? };
-        let answered = first.region.unwrap_or_default();
-        let asked = first.regions.iter().map(|at| async {
-            if at.region == answered.region { answered.clone() } else { ask(at, options.clone()).await }
-        });
-        let regions = futures::future::join_all(asked).await;
-        let lines =
-            if global.is_json() { vec![json_of(&first.cluster, &regions)] } else { table(&first.cluster, &regions) };
+        let (cluster, regions) = regions(global).await?;
+        let lines = if global.is_json() { vec![json_of(&cluster, &regions)] } else { table(&cluster, &regions) };
         lines.iter().try_for_each(|line| output::line(line))?;
         Ok(())
     }
+}
+
+/// The cluster's name, and what every region says of itself.
+pub(super) async fn regions(global: &Global) -> Result<(String, Vec<v1::RegionStatus>), Failure> {
+    let first = global.client().await?.status().await?;
+    let options = Options { timeout: PATIENCE, connect_timeout: PATIENCE, retry: Retry::never(), ..global.options()? };
+    let answered = first.region.unwrap_or_default();
+    let asked = first.regions.iter().map(|at| async {
+        if at.region == answered.region { answered.clone() } else { ask(at, options.clone()).await }
+    });
+    Ok((first.cluster, futures::future::join_all(asked).await))
 }
 
 async fn ask(at: &v1::RegionEndpoint, options: Options) -> v1::RegionStatus {

@@ -43,7 +43,7 @@ impl File<'_> {
             "peers",
             value,
             place,
-            &["region", "jurisdiction", "endpoint", "client_endpoint", "tls_name"],
+            &["region", "jurisdiction", "endpoint", "client_endpoint", "tls_name", "egress_usd_per_gb"],
         );
         let peer = |mut row: Row| Peer {
             region: row.take("region").unwrap_or_default(),
@@ -51,6 +51,7 @@ impl File<'_> {
             endpoint: row.take("endpoint").unwrap_or_default(),
             client_endpoint: row.take("client_endpoint"),
             tls_name: row.take("tls_name"),
+            egress_usd_per_gb: row.take("egress_usd_per_gb"),
         };
         draft.config.peers = rows.into_iter().map(peer).collect();
     }

@@ -1,5 +1,6 @@
 //! `isle.v1.Cluster`: how the answering region is, and where the others are.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +26,8 @@ pub struct Facts {
     is_secure: bool,
     config_hash: String,
     log_budget_bytes: u64,
+    /// What a GB sent to a region costs, in US dollars.
+    prices: BTreeMap<String, f64>,
 }
 
 impl Facts {
@@ -36,6 +39,7 @@ impl Facts {
             is_secure,
             config_hash: config_hash(config),
             log_budget_bytes: config.limits.log_budget_bytes,
+            prices: config.peers.iter().filter_map(|peer| Some((peer.region.clone(), peer.price()?))).collect(),
         }
     }
 }
@@ -107,7 +111,7 @@ impl ClusterService {
             conflicts: status.conflicts_open,
             conflicts_open: status.conflicts_open,
             keyspaces: sorted(status.keyspaces.into_iter().map(keyspace), |keyspace| keyspace.name.clone()),
-            peers: sorted(status.peers.into_iter().map(peer), |peer| peer.region.clone()),
+            peers: sorted(status.peers.into_iter().map(|status| self.peer(status)), |peer| peer.region.clone()),
             incarnation: status.incarnation.to_string(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             config_hash: self.facts.config_hash.clone(),
@@ -229,6 +233,13 @@ fn keyspace(from: isle_node::KeyspaceStatus) -> v1::KeyspaceStatus {
     }
 }
 
+impl ClusterService {
+    fn peer(&self, from: isle_node::PeerStatus) -> v1::PeerStatus {
+        let price = self.facts.prices.get(from.region.as_str()).copied();
+        v1::PeerStatus { egress_usd_per_gb: price, ..peer(from) }
+    }
+}
+
 fn peer(from: isle_node::PeerStatus) -> v1::PeerStatus {
     let state = match from.state {
         LinkState::Live => v1::PeerState::Live,
@@ -248,8 +259,14 @@ fn peer(from: isle_node::PeerStatus) -> v1::PeerStatus {
         quarantined: from.quarantined,
         quarantine_reason: from.quarantine_reason.unwrap_or_default(),
         shipments: from.shipments.into_iter().map(shipment).collect(),
+        egress: from.egress.into_iter().map(egress).collect(),
         ..v1::PeerStatus::default()
     }
+}
+
+fn egress(from: isle_node::EgressStatus) -> v1::EgressStatus {
+    let keyspace = from.keyspace.unwrap_or_default();
+    v1::EgressStatus { keyspace, cause: from.cause.name().to_owned(), bytes: from.bytes }
 }
 
 fn shipment(from: isle_node::ShipmentStatus) -> v1::ShipmentStatus {

@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use futures::stream::{BoxStream, StreamExt};
 use isle_model::Region;
-use isle_node::Node;
 use isle_node::peer::PeerError;
+use isle_node::{Cause, Node, PeerEgress};
 use isle_proto::v1;
 use isle_proto::v1::peer_server::Peer;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::forward_wire::{self, Forwarded};
-use super::peer_wire::{self, Identity};
+use super::peer_wire::{self, Identity, framed_len, state_cause};
 use crate::connection::Caller;
 use crate::status_table::{of_node, of_peer, to_peer};
 use crate::tls::PeerNames;
@@ -47,6 +47,17 @@ impl PeerService {
     }
 }
 
+impl PeerService {
+    /// Whom the connection leads to is known once it is vouched for.
+    fn egress_to(&self, caller: Option<&Caller>, region: &Region) -> Arc<PeerEgress> {
+        let egress = self.node.egress().to(region);
+        if let Some(caller) = caller {
+            caller.meter.charge(&egress);
+        }
+        egress
+    }
+}
+
 fn caller<T>(request: &Request<T>) -> Option<Caller> {
     request.extensions().get().cloned()
 }
@@ -72,8 +83,17 @@ impl Peer for PeerService {
             Ok(message) => peer_wire::of_receiver(message),
             Err(status) => Err(to_peer(&status)),
         });
+        let region = hello.region.clone();
         let outgoing = self.node.subscribe(hello, incoming.boxed()).map_err(|error| of_peer(&error))?;
-        let outgoing = outgoing.map(|message| message.map(peer_wire::to_receiver).map_err(|error| of_peer(&error)));
+        let egress = self.egress_to(caller.as_ref(), &region);
+        let outgoing = outgoing.map(move |message| {
+            let message = message.map(peer_wire::to_receiver).map_err(|error| of_peer(&error))?;
+            // Deltas are counted where it is known of which keyspaces they are.
+            if !matches!(message.message, Some(v1::to_receiver::Message::Deltas(_))) {
+                egress.note(None, Cause::Heartbeat, framed_len(&message));
+            }
+            Ok(message)
+        });
         Ok(Response::new(outgoing.boxed()))
     }
 
@@ -82,6 +102,7 @@ impl Peer for PeerService {
         let fetched = async {
             let asked = peer_wire::to_fetch_request(&self.identity, request.into_inner())?;
             self.vouched(caller.as_ref(), &asked.asker)?;
+            self.egress_to(caller.as_ref(), &asked.asker);
             self.node.serve_fetch(asked).await
         };
         let reply = fetched.await.map_err(|error| of_peer(&error))?;
@@ -93,7 +114,11 @@ impl Peer for PeerService {
         let taken = async {
             let asked = peer_wire::to_state_request(&self.identity, request.into_inner())?;
             self.vouched(caller.as_ref(), &asked.asker)?;
-            peer_wire::state_response(&self.node.serve_state(asked).await?)
+            let egress = self.egress_to(caller.as_ref(), &asked.asker);
+            let (keyspace, cause) = (asked.keyspace, state_cause(asked.changes_after.is_some()));
+            let response = peer_wire::state_response(&self.node.serve_state(asked).await?)?;
+            egress.note(Some(keyspace), cause, framed_len(&response));
+            Ok(response)
         };
         Ok(Response::new(taken.await.map_err(|error| of_peer(&error))?))
     }
@@ -105,8 +130,11 @@ impl Peer for PeerService {
         let asked = forward_wire::to_forward_request(&self.identity, message);
         let Forwarded { request, context, faults } = asked.map_err(|error| of_peer(&error))?;
         self.vouched(caller.as_ref(), &request.asker).map_err(|error| of_peer(&error))?;
+        let (egress, keyspace) = (self.egress_to(caller.as_ref(), &request.asker), request.keyspace);
         let replies = self.node.serve_forward(&context, request).await.map_err(|error| of_node(&error))?;
-        Ok(Response::new(forward_wire::forward_response(replies, faults)))
+        let response = forward_wire::forward_response(replies, faults);
+        egress.note(Some(keyspace), Cause::Forward, framed_len(&response));
+        Ok(Response::new(response))
     }
 
     async fn read(&self, request: Request<v1::ReadRequest>) -> Result<Response<v1::ReadResponse>, Status> {
@@ -114,8 +142,11 @@ impl Peer for PeerService {
         let asked = forward_wire::to_read_request(&self.identity, request.into_inner());
         let asked = asked.map_err(|error| of_peer(&error))?;
         self.vouched(caller.as_ref(), &asked.asker).map_err(|error| of_peer(&error))?;
+        let (egress, keyspace) = (self.egress_to(caller.as_ref(), &asked.asker), asked.keyspace);
         let reply = self.node.serve_read(asked).await.map_err(|error| of_node(&error))?;
-        Ok(Response::new(forward_wire::read_response(&reply)))
+        let response = forward_wire::read_response(&reply);
+        egress.note(Some(keyspace), Cause::Forward, framed_len(&response));
+        Ok(Response::new(response))
     }
 
     async fn metadata(&self, request: Request<v1::MetadataRequest>) -> Result<Response<v1::MetadataResponse>, Status> {
@@ -123,10 +154,13 @@ impl Peer for PeerService {
         let answered = async {
             let asked = peer_wire::to_metadata_request(&self.identity, request.into_inner())?;
             self.vouched(caller.as_ref(), &asked.asker)?;
-            self.node.serve_metadata(asked).await
+            let egress = self.egress_to(caller.as_ref(), &asked.asker);
+            let response = v1::MetadataResponse { body: self.node.serve_metadata(asked).await?.body };
+            egress.note(None, Cause::Metadata, framed_len(&response));
+            Ok(response)
         };
-        let reply = answered.await.map_err(|error| of_peer(&error))?;
-        Ok(Response::new(v1::MetadataResponse { body: reply.body }))
+        let response: Result<_, PeerError> = answered.await;
+        Ok(Response::new(response.map_err(|error| of_peer(&error))?))
     }
 }
 

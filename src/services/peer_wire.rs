@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use isle_model::{Incarnation, KeyspaceId, Region, ShardId, Vector};
+use isle_node::Cause;
 use isle_node::peer::{
     DeltaBatch, FetchReply, FetchRequest, Fingerprints, Hello, MetadataRequest, PeerError, StateReply, StateRequest,
     ToReceiver, ToSender,
 };
 use isle_proto::{convert, storage, v1};
 use isle_store::codec;
+use prost::Message;
 
 /// Largest block, unpacked: what is announced above it is not unpacked at all.
 const BLOCK_BYTES_MAX: usize = 32 << 20;
@@ -306,6 +308,16 @@ pub fn to_metadata_request(identity: &Identity, from: v1::MetadataRequest) -> Re
         to: convert::to_region(&from.to).map_err(corrupt)?,
         body: from.body,
     })
+}
+
+/// A message as it is sent: behind a byte that says how it is packed, and its length.
+pub fn framed_len(message: &impl Message) -> u64 {
+    5 + message.encoded_len() as u64
+}
+
+/// Why a state is sent.
+pub fn state_cause(of_changes: bool) -> Cause {
+    if of_changes { Cause::Warm } else { Cause::State }
 }
 
 pub fn state_response(from: &StateReply) -> Result<v1::StateResponse, PeerError> {

@@ -1,6 +1,8 @@
 //! Starts the real binary, and waits for conditions with a deadline.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, dead_code)]
 
+pub mod tap;
+
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::path::Path;

@@ -23,8 +23,6 @@ impl Counter {
 /// What is counted of one peer.
 #[derive(Debug, Default)]
 pub struct PeerCounters {
-    /// Bytes of deltas, states and rows that left for it.
-    pub egress_bytes: Counter,
     pub deltas_out: Counter,
     /// Deltas it sent, duplicates included.
     pub deltas_in: Counter,

@@ -24,6 +24,7 @@ mod context;
 mod counters;
 mod durability;
 mod egress;
+mod egress_meter;
 mod error;
 mod forward;
 mod handover;
@@ -52,6 +53,7 @@ pub use cluster::{Damaged as DamagedMetadata, MetadataStatus};
 pub use config::{ConfigFaults, KeyspaceConfig, NodeConfig, PeerConfig};
 pub use context::RequestContext;
 pub use counters::{Counter, Counters, PeerCounters};
+pub use egress_meter::{Cause, EgressMeter, PeerEgress};
 pub use error::{NodeError, RemoteError};
 pub use moves::{MoveError, MoveReply, MoveRequest, Moved};
 pub use node::{Node, Parts, StartError, SyncDriver};
@@ -62,7 +64,7 @@ pub use request::{
 };
 pub use shared::Quarantined;
 pub use shipping::{ShipmentStatus, Shipped};
-pub use status::{KeyspaceStatus, NodeState, NodeStatus, PeerStatus};
+pub use status::{EgressStatus, KeyspaceStatus, NodeState, NodeStatus, PeerStatus};
 
 /// What a peer may send, for fuzzing alone.
 #[cfg(feature = "fuzzing")]

@@ -28,6 +28,7 @@ use crate::clock::Clock;
 use crate::cluster::{self, Damaged, Storage};
 use crate::config::ConfigFaults;
 use crate::counters::Counters;
+use crate::egress_meter::EgressMeter;
 use crate::forward::Wait;
 use crate::homes;
 use crate::members::{Members, peers_of};
@@ -67,6 +68,8 @@ pub struct Parts {
     pub writers: Vec<ShardWriter>,
     pub clock: Arc<dyn Clock>,
     pub connector: Arc<dyn Connector>,
+    /// Counts what leaves for the other regions; the connector counts into it as well.
+    pub egress: Arc<EgressMeter>,
     /// Of all chance in the node.
     pub seed: u64,
     pub sync: SyncDriver,
@@ -106,7 +109,7 @@ struct Tasks {
 
 impl Node {
     pub fn start(config: NodeConfig, parts: Parts) -> Result<Arc<Node>, StartError> {
-        let Parts { store, writers, clock, connector, seed, sync } = parts;
+        let Parts { store, writers, clock, connector, egress, seed, sync } = parts;
         config.validate()?;
         if *store.region() != config.region {
             return Err(StartError::Region { store: store.region().clone(), config: config.region });
@@ -118,7 +121,7 @@ impl Node {
         let group = cluster::Group::new(Storage::open(store.disk().clone(), &config.region, founders)?);
         let (queues, waiting): (Vec<_>, Vec<_>) =
             (0..config.shards).map(|shard| ShardQueue::new(ShardId(shard), config.queue_bytes_max)).unzip();
-        let peers = Peers::default();
+        let peers = Peers::new(egress);
         let mut commanded = Vec::new();
         for (peer, joined) in peers_of(&config, &group.storage().metadata()) {
             let (slot, commands) = PeerSlot::new(peer, joined, &config, clock.monotonic());
@@ -174,6 +177,10 @@ impl Node {
 
     pub fn counters(&self) -> &Counters {
         &self.shared.counters
+    }
+
+    pub fn egress(&self) -> &Arc<EgressMeter> {
+        &self.shared.peers.egress
     }
 
     pub fn store(&self) -> &Arc<Store> {

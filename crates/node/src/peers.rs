@@ -10,6 +10,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::catalog::Fingerprints;
+use crate::egress_meter::EgressMeter;
 use crate::peer::Peer;
 use crate::replication::link::Link;
 use crate::shared::LinkCommand;
@@ -60,25 +61,33 @@ impl PeerSlot {
     }
 }
 
-#[derive(Default)]
-pub(crate) struct Peers(RwLock<Arc<Slots>>);
+pub(crate) struct Peers {
+    slots: RwLock<Arc<Slots>>,
+    /// What leaves for each of them.
+    pub(crate) egress: Arc<EgressMeter>,
+}
 
 impl Peers {
+    /// None yet.
+    pub(crate) fn new(egress: Arc<EgressMeter>) -> Peers {
+        Peers { slots: RwLock::default(), egress }
+    }
+
     /// All of them, as of now.
     pub(crate) fn all(&self) -> Arc<Slots> {
-        self.0.read().clone()
+        self.slots.read().clone()
     }
 
     pub(crate) fn get(&self, region: &Region) -> Option<Arc<PeerSlot>> {
-        self.0.read().get(region).cloned()
+        self.slots.read().get(region).cloned()
     }
 
     pub(crate) fn contains(&self, region: &Region) -> bool {
-        self.0.read().contains_key(region)
+        self.slots.read().contains_key(region)
     }
 
     pub(crate) fn insert(&self, slot: Arc<PeerSlot>) {
-        let mut slots = self.0.write();
+        let mut slots = self.slots.write();
         let mut changed = Slots::clone(&slots);
         changed.insert(slot.config.region.clone(), slot);
         *slots = Arc::new(changed);
@@ -86,7 +95,7 @@ impl Peers {
 
     /// Ends the links of a peer that is no member any more.
     pub(crate) fn remove(&self, region: &Region) {
-        let mut slots = self.0.write();
+        let mut slots = self.slots.write();
         let mut changed = Slots::clone(&slots);
         let Some(slot) = changed.remove(region) else { return };
         *slots = Arc::new(changed);

@@ -18,6 +18,7 @@ use crate::cluster::Group;
 use crate::completing::Completing;
 use crate::counters::Counters;
 use crate::durability::Durability;
+use crate::egress_meter::Cause;
 use crate::peers::{PeerSlot, Peers};
 use crate::replication::link::AgeMarks;
 use crate::shard_queue::ShardQueue;
@@ -173,6 +174,11 @@ impl Shared {
 
     pub(crate) fn now(&self) -> Duration {
         self.clock.monotonic()
+    }
+
+    /// Counts a message to another region.
+    pub(crate) fn note_sent(&self, peer: &Region, keyspace: KeyspaceId, cause: Cause, bytes: u64) {
+        self.peers.egress.to(peer).note(Some(keyspace), cause, bytes);
     }
 
     /// A stamp for a new write.

@@ -8,6 +8,7 @@ use isle_model::{Incarnation, KeyspaceId, Region};
 use crate::PeerConfig;
 use crate::cluster::{self, MetadataStatus};
 use crate::egress::{Gate, Verdict};
+use crate::egress_meter::Cause;
 use crate::members;
 use crate::peers::PeerSlot;
 use crate::replication::link::LinkState;
@@ -74,6 +75,15 @@ pub struct KeyspaceStatus {
     pub is_everywhere: bool,
 }
 
+/// What has left for a peer of one keyspace, for one cause.
+#[derive(Clone, Debug)]
+pub struct EgressStatus {
+    /// `None` where it was of none.
+    pub keyspace: Option<String>,
+    pub cause: Cause,
+    pub bytes: u64,
+}
+
 #[derive(Clone, Debug)]
 pub struct PeerStatus {
     pub region: Region,
@@ -82,7 +92,10 @@ pub struct PeerStatus {
     /// The age of the oldest that the peer has not confirmed.
     pub lag: Duration,
     pub lag_bytes: u64,
+    /// Bytes that left for it since the start, on the wire.
     pub egress_bytes: u64,
+    /// The same, by what they were of.
+    pub egress: Vec<EgressStatus>,
     /// Whether this region takes in the peer's streams.
     pub receiving: bool,
     /// What is read here of the peer's writes is at most this old.
@@ -176,6 +189,7 @@ fn peer_status(shared: &Shared, slot: &PeerSlot) -> PeerStatus {
     let (lag_bytes, lag) = lag_of(shared, region, slot);
     let quarantined = shared.quarantined(region);
     let shipments = shipping::status(shared, region, slot);
+    let egress = egress_of(shared, region);
     let link = slot.link.lock();
     PeerStatus {
         region: region.clone(),
@@ -183,7 +197,8 @@ fn peer_status(shared: &Shared, slot: &PeerSlot) -> PeerStatus {
         state: link.state(lag),
         lag,
         lag_bytes,
-        egress_bytes: shared.counters.peer(region).map_or(0, |counters| counters.egress_bytes.get()),
+        egress_bytes: egress.iter().map(|row| row.bytes).sum(),
+        egress,
         receiving: link.inbound,
         staleness: link.fresh_as_of.map(|at| now.saturating_sub(at)),
         last_error: link.last_error.clone(),
@@ -192,6 +207,15 @@ fn peer_status(shared: &Shared, slot: &PeerSlot) -> PeerStatus {
         quarantine_reason: quarantined.into_iter().max_by_key(|held| held.since).map(|held| held.reason),
         shipments,
     }
+}
+
+fn egress_of(shared: &Shared, peer: &Region) -> Vec<EgressStatus> {
+    let known = shared.catalog.known();
+    // A keyspace that is deleted has no name any more.
+    let name =
+        |id: KeyspaceId| known.keyspace(id).map_or_else(|| format!("#{}", id.0), |keyspace| keyspace.name.clone());
+    let rows = shared.peers.egress.to(peer).rows().into_iter();
+    rows.map(|((keyspace, cause), bytes)| EgressStatus { keyspace: keyspace.map(name), cause, bytes }).collect()
 }
 
 fn keyspaces_waiting(shared: &Shared, peer: &Region) -> Vec<String> {

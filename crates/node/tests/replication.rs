@@ -29,7 +29,7 @@ async fn a_write_reaches_every_region() {
         })
     })
     .await;
-    assert!(cluster.node("a").counters().peer(&Region::new("b")).unwrap().egress_bytes.get() > 0);
+    assert!(cluster.node("a").egress().to(&Region::new("b")).total() > 0);
     cluster.shutdown().await;
 }
 

@@ -44,7 +44,15 @@ fn start_over(directory: &Path, incarnation: u64) -> (Arc<Node>, Arc<Store>) {
     .unwrap();
     let config = NodeConfig { region, token_key: TokenKey::new([1; 32]), ..NodeConfig::default() };
     let (clock, connector) = (Arc::new(SystemClock::new()), Arc::new(Alone));
-    let parts = Parts { store: store.clone(), writers, clock, connector, seed: 1, sync: SyncDriver::Threads };
+    let parts = Parts {
+        store: store.clone(),
+        writers,
+        clock,
+        connector,
+        egress: Arc::default(),
+        seed: 1,
+        sync: SyncDriver::Threads,
+    };
     (Node::start(config, parts).unwrap(), store)
 }
 

@@ -11,7 +11,7 @@ use isle::peer_client::TonicConnector;
 use isle::server::{self, Seams, Storage};
 use isle_model::Incarnation;
 use isle_model::policy::{HomeRule, Policy, Tier};
-use isle_node::{Clock, Node, SyncDriver};
+use isle_node::{Clock, EgressMeter, Node, SyncDriver};
 use isle_store::disk::{Crash, MemoryDisk};
 use isle_store::{BootIdentity, ViewPlace};
 use parking_lot::Mutex;
@@ -475,8 +475,9 @@ impl Site {
     fn seams(&self, boot: &Boot) -> Seams {
         let identity = BootIdentity { boot_id: format!("boot {}", boot.starts), mount_id: String::new() };
         let config = self.config();
+        let egress: Arc<EgressMeter> = Arc::default();
         let tampering = Tampering {
-            inner: Arc::new(TonicConnector::new(Arc::new(Dialler), server::identity(&config))),
+            inner: Arc::new(TonicConnector::new(Arc::new(Dialler), server::identity(&config), egress.clone())),
             rate: self.tuning.tamper_rate,
             spoils: self.tuning.spoils,
             rng: Arc::new(Mutex::new(rng_of(boot.chance, "tamper"))),
@@ -485,6 +486,7 @@ impl Site {
         Seams {
             storage: Storage { disk: Arc::new(boot.disk.clone()), place: ViewPlace::Temporary, boot: identity },
             connector: Arc::new(tampering),
+            egress,
             clock: self.clock.clone(),
             incarnation: boot.incarnation,
             seed: boot.chance,
@@ -536,6 +538,7 @@ fn config(site: usize, tuning: &Tuning) -> Config {
         endpoint: format!("http://{other}:{PEER_PORT}"),
         client_endpoint: None,
         tls_name: None,
+        egress_usd_per_gb: None,
     };
     let mut config = Config {
         cluster: CLUSTER.to_owned(),

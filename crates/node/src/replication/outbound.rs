@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use crate::catalog::Known;
 use crate::egress::{Gate, Verdict};
+use crate::egress_meter::{Cause, PeerEgress};
 use crate::peer::{Absorbed, Hello, PeerError, ToReceiver, ToSender};
 use crate::peers::PeerSlot;
 use crate::replication::batch_codec::{BatchBuilder, Packer, wire_bytes};
@@ -64,6 +65,7 @@ pub(crate) struct Outbound {
     last_sent: Option<Instant>,
     probes: VecDeque<(u64, LogPosition)>,
     packer: Packer,
+    egress: Arc<PeerEgress>,
 }
 
 /// A batch that is sent and not confirmed.
@@ -108,6 +110,7 @@ impl Outbound {
             last_sent: None,
             probes: VecDeque::new(),
             packer: Packer::new(),
+            egress: shared.peers.egress.to(&peer),
             shared,
             peer,
         }
@@ -485,12 +488,14 @@ impl Outbound {
         let mut builder = BatchBuilder::default();
         let (from, mut read_to) = (self.scanned, self.scanned);
         let mut last = BTreeMap::new();
+        let mut raw: BTreeMap<KeyspaceId, u64> = BTreeMap::new();
         let mut broken = None;
         let (tree, gate, known) = (self.shared.store.tree(), self.gate(), self.shared.catalog.known());
         for item in &tail.items {
             match self.offer(item, &tree, &gate, &known) {
                 Offer::Ship => {
                     builder.push(&item.encoded);
+                    *raw.entry(item.head.keyspace).or_default() += item.encoded.len() as u64;
                     last.insert((item.head.keyspace, item.head.shard), item.head.dot);
                 }
                 Offer::Skip => {}
@@ -510,7 +515,7 @@ impl Outbound {
         };
         match broken {
             Some(stream) if builder.count() == 0 => Ok(Some(self.lacks_log(stream))),
-            _ => self.ship(builder, from, last),
+            _ => self.ship(builder, from, last, &raw),
         }
     }
 
@@ -519,6 +524,7 @@ impl Outbound {
         builder: BatchBuilder,
         from: LogPosition,
         last: BTreeMap<StreamKey, Dot>,
+        raw_of: &BTreeMap<KeyspaceId, u64>,
     ) -> Result<Option<ToReceiver>, PeerError> {
         if builder.count() == 0 {
             self.note_confirmed(None);
@@ -532,8 +538,8 @@ impl Outbound {
         self.sent_bytes += raw;
         self.in_flight.push_back(InFlight { from, upto: self.scanned, sum: self.sent_bytes, last });
         self.last_sent = Some(Instant::now());
+        self.egress.note_parts(raw_of, Cause::Delta, wire_bytes(&batch));
         if let Some(counters) = self.shared.counters.peer(&self.peer) {
-            counters.egress_bytes.add(wire_bytes(&batch));
             counters.deltas_out.add(u64::from(count));
         }
         Ok(Some(ToReceiver::Deltas(batch)))

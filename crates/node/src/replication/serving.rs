@@ -11,9 +11,9 @@ use isle_store::{LogItem, LogPosition, StateChunk, TailError};
 use parking_lot::Mutex;
 
 use crate::egress::{Gate, Verdict};
+use crate::egress_meter::Cause;
 use crate::peer::{FetchReply, FetchRequest, PeerError, StateReply, StateRequest};
 use crate::replication::batch_codec::{BatchBuilder, wire_bytes};
-use crate::shard_queue::chunk_bytes;
 use crate::shared::{Shared, StreamKey};
 
 const READ_BYTES: usize = 1 << 20;
@@ -73,7 +73,7 @@ pub(crate) fn serve_fetch(shared: &Shared, hints: &FetchHints, ask: &FetchReques
     hints.note(&ask.origin, stream, have, at);
     let rows = tree.rows().map(|(incarnation, row)| (incarnation, row.clone())).collect();
     let batch = builder.finish(rows).map_err(|error| PeerError::NotReady { reason: error.to_string() })?;
-    count(shared, &ask.asker, wire_bytes(&batch));
+    shared.note_sent(&ask.asker, ask.keyspace, Cause::Delta, wire_bytes(&batch));
     Ok(FetchReply { batch, more, needs_state })
 }
 
@@ -115,7 +115,6 @@ pub(crate) fn serve_state(shared: &Shared, ask: &StateRequest) -> Result<StateRe
         Some(after) => shared.store.changes_chunk(ask.keyspace, ask.shard, &ask.start, after, limit),
     };
     let chunk: StateChunk = chunk.map_err(|error| PeerError::NotReady { reason: error.to_string() })?;
-    count(shared, &ask.asker, chunk_bytes(&chunk) as u64);
     // Read after the chunk: they name everything that it does.
     let rows = shared.store.tree().rows().map(|(incarnation, row)| (incarnation, row.clone())).collect();
     Ok(StateReply { rows, chunk })
@@ -138,10 +137,4 @@ fn check(shared: &Shared, asker: &Region, stream: StreamKey, asker_is_behind: bo
         return Err(PeerError::NotReady { reason: "its disk was found behind, and it is being completed".to_owned() });
     }
     Ok(())
-}
-
-fn count(shared: &Shared, asker: &Region, bytes: u64) {
-    if let Some(counters) = shared.counters.peer(asker) {
-        counters.egress_bytes.add(bytes);
-    }
 }

@@ -270,7 +270,7 @@ impl Cluster {
         let connector = Arc::new(Dialler { network: self.network.clone(), from: region.to_owned() });
         let clock = Arc::new(TestClock { origin: self.origin, skew_ms: self.skews[region].clone() });
         let sync = SyncDriver::Task { delay_max: Duration::from_millis(2) };
-        let parts = Parts { store, writers, clock, connector, seed: self.starts, sync };
+        let parts = Parts { store, writers, clock, connector, egress: Arc::default(), seed: self.starts, sync };
         let node = Node::start(config, parts).unwrap();
         self.network.nodes.lock().insert(region.to_owned(), Arc::downgrade(&node));
         self.nodes.insert(region.to_owned(), node);
