@@ -180,7 +180,8 @@ impl Node {
                 Some(at) if at == *self.shared.me() => match self.presumed_home(keyspace, key)? {
                     Some(here) if here == at => return self.own_reply(keyspace, key),
                     // Its old home says so, and its last word has not come yet: what is here is older.
-                    _ => Ok(Found::At(at)),
+                    Some(_) => Ok(Found::At(at)),
+                    None => Ok(Found::Nowhere),
                 },
                 Some(at) => self.get_from(ctx, at, keyspace, key).await,
                 None => self.get_wherever_it_is(ctx, keyspace, key).await,

@@ -98,7 +98,7 @@ impl Node {
             let missing = holders.iter().find(|region| match since {
                 None => !knows(region),
                 Some(at) => {
-                    let fresh = self.shared.fresh_as_of(&known, &peers[**region], id);
+                    let fresh = self.shared.fresh_as_of(&peers[**region], id);
                     fresh.is_none_or(|fresh| fresh < at)
                 }
             });

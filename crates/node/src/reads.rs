@@ -122,7 +122,7 @@ impl Node {
         let peers = self.shared.peers.all();
         let holders = peers.iter().filter(|(region, _)| known.takes_part(region, keyspace));
         let mut ages = holders.map(|(_, slot)| {
-            let fresh = self.shared.fresh_as_of(known, slot, keyspace);
+            let fresh = self.shared.fresh_as_of(slot, keyspace);
             fresh.map(|at| now.saturating_sub(at))
         });
         ages.try_fold(Duration::ZERO, |oldest, age| Some(oldest.max(age?)))

@@ -12,7 +12,7 @@ use isle_store::{LogPosition, Store};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
-use crate::catalog::{Catalog, Known};
+use crate::catalog::Catalog;
 use crate::clock::{Clock, ahead_of_most};
 use crate::cluster::Group;
 use crate::completing::Completing;
@@ -348,12 +348,9 @@ impl Shared {
     }
 
     /// As of when all that a peer had written into a keyspace has been absorbed here.
-    pub(crate) fn fresh_as_of(&self, known: &Known, slot: &PeerSlot, keyspace: KeyspaceId) -> Option<Duration> {
+    pub(crate) fn fresh_as_of(&self, slot: &PeerSlot, keyspace: KeyspaceId) -> Option<Duration> {
         let link = slot.link.lock();
-        if known.ship_interval(keyspace).is_none() {
-            return link.fresh_as_of;
-        }
-        let mut shards = self.shards().map(|shard| link.fresh_streams.get(&(keyspace, shard)).copied());
+        let mut shards = self.shards().map(|shard| link.stream_fresh_as_of((keyspace, shard)));
         shards.try_fold(Duration::MAX, |oldest, at| Some(oldest.min(at?)))
     }
 

@@ -101,16 +101,20 @@ impl Shipping {
 
     pub(crate) fn note_told(&self, peer: &Region, stream: StreamKey, now: Duration) {
         if let Some(waiting) = self.state.lock().waiting.get_mut(&(peer.clone(), stream)) {
-            waiting.told = Some(now);
+            // What is shipped is of before it was first told of: a shipment that breaks off goes on from where it began.
+            waiting.told.get_or_insert(now);
         }
     }
 
-    /// Makes what these peers lack of a keyspace due.
+    /// Makes what these peers lack of a keyspace due, if it is shipped at intervals.
     pub(crate) fn hasten<'a>(&self, shared: &Shared, id: KeyspaceId, peers: impl Iterator<Item = &'a Region>) {
         let streams: Vec<(StreamKey, Dot)> = shared
             .shards()
             .filter_map(|shard| Some(((id, shard), shared.store.durable_streams(id, shard).last_own()?)))
             .collect();
+        if shared.catalog.known().ship_interval(id).is_none() {
+            return;
+        }
         let now = shared.now();
         let mut state = self.state.lock();
         for (peer, (stream, last)) in peers.flat_map(|peer| streams.iter().map(move |of| (peer, of))) {
@@ -202,7 +206,7 @@ pub(crate) fn lacked_by(shared: &Shared, peer: &Region, slot: &PeerSlot) -> Vec<
             let Some(last) = shared.store.durable_streams(id, shard).last_own() else { continue };
             let have = confirmed_by(slot, (id, shard));
             // Statements alone make nothing staler.
-            if !have.covers(last, tree.shard(shard)) && shared.store.keys_changed(id, shard, &have) != Some(0) {
+            if !have.covers(last, tree.shard(shard)) && shared.store.has_changes(id, shard, &have) != Some(false) {
                 lacked.push((id, shard));
             }
         }

@@ -51,6 +51,11 @@ impl ChangedKeys {
         keys.filter(move |(_, dot)| !have.covers(**dot, lineage)).map(|(key, _)| key)
     }
 
+    /// Whether anything is to be forgotten where everybody has so much.
+    pub(crate) fn would_forget(&self, have: &Vector, lineage: Lineage<'_>) -> bool {
+        planted::is(planted::Bug::ForgetChange) || !self.since.covers_all(have, lineage)
+    }
+
     /// Forgets the keys of writes that everybody has.
     pub(crate) fn forget(&mut self, have: &Vector, lineage: Lineage<'_>) {
         self.keys.retain(|_, dot| !have.covers(*dot, lineage));

@@ -11,17 +11,21 @@ use crate::changed_keys::ChangedKeys;
 use crate::entry::StateChunk;
 use crate::memory::{ReadError, Rows};
 use crate::overlay::Item;
-use crate::store::{ROWS_AHEAD, Store};
+use crate::store::{BYTES_AHEAD, ROWS_AHEAD, Store};
 use crate::view_key::{RECORDS, ViewKey};
 
-/// So many records are looked at for one chunk, however few of them have changed.
+/// So many records are looked at for one chunk, and about so many bytes of them, however few have changed: whoever asks waits for it.
 const LOOKED_AT_MAX: usize = 16 << 10;
+const LOOKED_AT_BYTES_MAX: usize = 8 << 20;
+/// Entries of the ledger that are read at once.
+const LEDGER_ROWS: usize = 64;
 
 /// Some changed records, and where to look on.
 #[derive(Default)]
 struct Found {
     records: Vec<(Bytes, Record)>,
     bytes: usize,
+    looked_at_bytes: usize,
     next: Option<Bytes>,
 }
 
@@ -79,7 +83,7 @@ impl Store {
     ) -> Result<Found, ReadError> {
         let mut found = Found::default();
         for (at, key) in keys.into_iter().enumerate() {
-            if at == LOOKED_AT_MAX || found.bytes >= bytes_max {
+            if at == LOOKED_AT_MAX || found.is_full(bytes_max) {
                 found.next = Some(key);
                 break;
             }
@@ -103,7 +107,7 @@ impl Store {
         let end = ViewKey::end(RECORDS, keyspace, shard);
         let mut from = Some(ViewKey::record(keyspace, shard, start));
         while let Some(at) = from.take() {
-            if looked_at >= LOOKED_AT_MAX || found.bytes >= bytes_max {
+            if looked_at >= LOOKED_AT_MAX || found.is_full(bytes_max) {
                 found.next = Some(at.user_key());
                 break;
             }
@@ -132,13 +136,29 @@ impl Store {
             return Ok(Vec::new());
         };
         debug_assert!(**first >= *start);
-        let behind = [last, &b"\0"[..]].concat();
-        let mut entries = self.ledger_range(keyspace, shard, first, Some(&behind))?;
         let is_new = |dot: Dot| lineage.region(dot.incarnation) == Some(self.region()) && !have.covers(dot, lineage);
-        entries.retain(|entry| {
-            let is_listed = found.records.binary_search_by(|(key, _)| key.cmp(&entry.key)).is_ok();
-            is_listed && (is_new(entry.loser) || entry.covered_by.is_some_and(is_new))
-        });
+        let end = ViewKey::ledger_from(keyspace, shard, &[last, &b"\0"[..]].concat());
+        let mut from = Some(ViewKey::ledger_from(keyspace, shard, first));
+        let mut entries = Vec::new();
+        while let Some(at) = from.take() {
+            let Rows { rows, next } = self.memory.visible_range(shard, &at, &end, LEDGER_ROWS, BYTES_AHEAD)?;
+            from = next;
+            for (_, item) in rows {
+                let Item::Ledger(entry) = item else { continue };
+                match found.records.binary_search_by(|(key, _)| key.cmp(&entry.key)) {
+                    Ok(_) if is_new(entry.loser) || entry.covered_by.is_some_and(is_new) => {
+                        entries.push(LedgerEntry::clone(&entry));
+                    }
+                    Ok(_) => {}
+                    // Of keys in between there may be any number.
+                    Err(behind) => {
+                        let listed = found.records.get(behind);
+                        from = listed.map(|(key, _)| ViewKey::ledger_from(keyspace, shard, key));
+                        break;
+                    }
+                }
+            }
+        }
         Ok(entries)
     }
 
@@ -175,9 +195,30 @@ impl Store {
         known.map(|changed| changed.lacked(b"", have, lineage).count() as u64)
     }
 
+    /// Whether there are any such keys.
+    pub fn has_changes(&self, keyspace: KeyspaceId, shard: ShardId, have: &Vector) -> Option<bool> {
+        let tree = self.tree();
+        let lineage = tree.shard(shard);
+        let shard = self.memory.shard(shard).read();
+        let known = shard.changed.get(&keyspace).filter(|changed| changed.knows(have, lineage));
+        known.map(|changed| changed.lacked(b"", have, lineage).next().is_some())
+    }
+
     /// Forgets which keys were written, where everybody has those writes.
     pub fn forget_changes(&self, keyspace: KeyspaceId, shard: ShardId, have: &Vector) {
         let tree = self.tree();
+        let is_news = {
+            let lineage = tree.shard(shard);
+            let shard = self.memory.shard(shard).read();
+            // What somebody says to have that was never written here is nothing to go by.
+            let written =
+                shard.published.get(&keyspace).map(|streams| streams.cursor(self.region())).unwrap_or_default();
+            let changed = shard.changed.get(&keyspace);
+            changed.is_some_and(|changed| changed.would_forget(have, lineage)) && written.covers_all(have, lineage)
+        };
+        if !is_news {
+            return;
+        }
         if let Some(changed) = self.memory.shard(shard).write().changed.get_mut(&keyspace) {
             changed.forget(have, tree.shard(shard));
         }
@@ -185,7 +226,12 @@ impl Store {
 }
 
 impl Found {
+    fn is_full(&self, bytes_max: usize) -> bool {
+        self.bytes >= bytes_max || self.looked_at_bytes >= LOOKED_AT_BYTES_MAX
+    }
+
     fn take(&mut self, key: Bytes, record: &Record, store: &Store, have: &Vector, lineage: Lineage<'_>) {
+        self.looked_at_bytes += key.len() + record.size();
         let changed = record.changed_since(store.region(), have, lineage);
         if !changed.is_empty() {
             self.bytes += key.len() + changed.size();

@@ -30,7 +30,7 @@ use crate::view_key::{RECORDS, ViewKey};
 
 /// So many rows of a shard are read at once, and about so many bytes of them where the caller does not say.
 pub(crate) const ROWS_AHEAD: usize = 256;
-const BYTES_AHEAD: usize = 1 << 20;
+pub(crate) const BYTES_AHEAD: usize = 1 << 20;
 
 /// How one node stores. All sizes are in bytes.
 #[derive(Clone, Debug)]
@@ -501,7 +501,7 @@ impl Store {
         })
     }
 
-    pub(crate) fn ledger_range(
+    fn ledger_range(
         &self,
         keyspace: KeyspaceId,
         shard: ShardId,

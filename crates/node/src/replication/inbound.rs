@@ -339,15 +339,7 @@ impl Session {
                         && !self.shared.completing.has_left_out(&self.origin)
                         && let Some(slot) = self.shared.peers.get(&self.origin)
                     {
-                        let known = self.shared.catalog.known();
-                        let at_intervals = known.held_by(self.shared.me()).map(|keyspace| keyspace.id);
-                        let at_intervals = at_intervals.filter(|id| known.ship_interval(*id).is_some());
-                        let streams = at_intervals.flat_map(|id| self.shared.shards().map(move |shard| (id, shard)));
-                        let mut link = slot.link.lock();
-                        link.fresh_as_of = Some(at);
-                        for stream in streams.filter(|stream| !waiting.contains(stream)) {
-                            link.note_fresh(stream, at);
-                        }
+                        slot.link.lock().note_answer(at, &waiting);
                     }
                 }
                 Ok(())
@@ -402,7 +394,10 @@ impl Session {
     }
 
     async fn refetch(&mut self, stream: StreamKey) -> Result<(), PeerError> {
-        self.refetching.insert(stream);
+        // What is not shipped as it is written does not come by this: it only says how far this region has come.
+        if self.shared.catalog.known().ship_interval(stream.0).is_none() {
+            self.refetching.insert(stream);
+        }
         let after = self.shared.store.durable_streams(stream.0, stream.1).cursor(&self.origin);
         self.say(ToSender::Refetch { keyspace: stream.0, shard: stream.1, after }).await
     }

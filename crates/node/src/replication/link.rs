@@ -34,8 +34,8 @@ pub(crate) struct Link {
     pub(crate) inbound_caught_up: bool,
     /// When the probe was sent whose answer was absorbed last: what is read here is at most this old.
     pub(crate) fresh_as_of: Option<Duration>,
-    /// The same of the streams that are not shipped as they are written.
-    pub(crate) fresh_streams: BTreeMap<StreamKey, Duration>,
+    /// Streams of which the peer said with its last answer that it has not sent all, and as of when they were fresh, if ever.
+    pub(crate) behind: BTreeMap<StreamKey, Option<Duration>>,
     /// How far this node's wall clock is ahead of the peer's, at least; `None` until it has said, and while the link is down.
     pub(crate) clock_ahead_ms: Option<i64>,
     /// When either link was last up, or this node started.
@@ -52,7 +52,7 @@ impl Link {
             confirmed: None,
             inbound_caught_up: false,
             fresh_as_of: None,
-            fresh_streams: BTreeMap::new(),
+            behind: BTreeMap::new(),
             clock_ahead_ms: None,
             last_up: now,
             last_error: None,
@@ -71,10 +71,22 @@ impl Link {
         self.last_up = now;
     }
 
-    /// What has been absorbed of a stream that is not shipped as it is written is no older than this.
-    pub(crate) fn note_fresh(&mut self, stream: StreamKey, at: Duration) {
-        let fresh = self.fresh_streams.entry(stream).or_insert(at);
-        *fresh = at.max(*fresh);
+    /// An answer to the probe of then was absorbed: all has come by it, but for these streams.
+    pub(crate) fn note_answer(&mut self, at: Duration, behind: &[StreamKey]) {
+        let since = |stream: &StreamKey| self.behind.get(stream).copied().unwrap_or(self.fresh_as_of);
+        self.behind = behind.iter().map(|stream| (*stream, since(stream))).collect();
+        self.fresh_as_of = Some(at);
+    }
+
+    /// All that a stream had then has come by a state.
+    pub(crate) fn note_state(&mut self, stream: StreamKey, at: Duration) {
+        if let Some(fresh) = self.behind.get_mut(&stream) {
+            *fresh = Some(fresh.map_or(at, |before| before.max(at)));
+        }
+    }
+
+    pub(crate) fn stream_fresh_as_of(&self, stream: StreamKey) -> Option<Duration> {
+        self.behind.get(&stream).copied().unwrap_or(self.fresh_as_of)
     }
 
     /// `lag` is the age of the oldest durable position that the peer has not confirmed.
@@ -166,6 +178,22 @@ mod tests {
         assert_eq!(link.state(s(2)), LinkState::NeedsState);
         link.set_outbound(false, s(5));
         assert_eq!((link.state(s(0)), link.away(s(9))), (LinkState::Down, s(4)));
+    }
+
+    #[test]
+    fn a_stream_is_as_fresh_as_the_last_answer_that_did_not_name_it() {
+        let stream = |shard| (isle_model::KeyspaceId(1), isle_model::ShardId(shard));
+        let mut link = Link::new(s(0));
+        link.note_answer(s(1), &[stream(0)]);
+        assert_eq!((link.stream_fresh_as_of(stream(0)), link.stream_fresh_as_of(stream(1))), (None, Some(s(1))));
+        link.note_answer(s(2), &[]);
+        link.note_answer(s(3), &[stream(0)]);
+        link.note_answer(s(9), &[stream(0)]);
+        assert_eq!(link.stream_fresh_as_of(stream(0)), Some(s(2)), "since then it is said to be behind");
+        link.note_state(stream(0), s(7));
+        link.note_state(stream(0), s(5));
+        link.note_answer(s(10), &[stream(0)]);
+        assert_eq!((link.stream_fresh_as_of(stream(0)), link.fresh_as_of), (Some(s(7)), Some(s(10))));
     }
 
     #[test]

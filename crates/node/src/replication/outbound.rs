@@ -322,7 +322,7 @@ impl Outbound {
         self.held_back.retain(|keyspace, _| known.is_for(&self.peer, *keyspace));
         self.waiting.retain(is_there);
         self.overdue.retain(is_there);
-        // One that is shipped as it is written by now is looked at in the log again.
+        // What is missing of one that is shipped as it is written by now shows when the end of the log is looked at.
         let at_intervals = |stream: &StreamKey| is_there(stream) && known.ship_interval(stream.0).is_some();
         self.changed.retain(at_intervals);
         self.shipping.retain(at_intervals);
@@ -344,9 +344,11 @@ impl Outbound {
         self.sent.insert(stream, after);
         self.short.remove(&stream);
         self.overdue.remove(&stream);
-        if self.shipping.remove(&stream) && !self.waiting.contains(&stream) {
+        let at_intervals = self.shared.catalog.known().ship_interval(stream.0).is_some();
+        if self.shipping.remove(&stream) && at_intervals && !self.waiting.contains(&stream) {
             // It has heard with the changes what a statement would say. Of its stream the log brings nothing.
             self.note_confirmed(None);
+            self.take_up_shipments();
             return;
         }
         // Of a statement that the state took it past it has heard nothing, and waits with its tombstones for one.
@@ -398,9 +400,12 @@ impl Outbound {
         probe || unverified || !self.overdue.is_empty() || !self.changed.is_empty()
     }
 
-    /// Whether everything has been sent that was there when the oldest probe came: what is held back has not.
+    /// Whether everything has been sent that was there when the oldest probe came, but for streams that the answer names: what is held
+    /// back has not, and whether the log has all of it is to be known first.
     fn answers_probe(&self) -> bool {
-        self.held_back.is_empty() && self.probes.front().is_some_and(|(_, position)| *position <= self.scanned)
+        self.held_back.is_empty()
+            && self.verified
+            && self.probes.front().is_some_and(|(_, position)| *position <= self.scanned)
     }
 
     fn say(&mut self, permit: mpsc::Permit<'_, Result<ToReceiver, PeerError>>) -> Result<(), PeerError> {
@@ -415,8 +420,7 @@ impl Outbound {
         if self.answers_probe()
             && let Some((id, _)) = self.probes.pop_front()
         {
-            let slot = self.shared.peers.get(&self.peer);
-            let waiting = slot.map(|slot| shipping::lacked_by(&self.shared, &self.peer, &slot)).unwrap_or_default();
+            let waiting = self.not_sent();
             permit.send(Ok(ToReceiver::ProbeAnswer { id, wall_ms: self.shared.clock.wall_ms(), waiting }));
             return Ok(());
         }
@@ -435,6 +439,15 @@ impl Outbound {
             permit.send(Ok(message));
         }
         Ok(())
+    }
+
+    /// Streams of which the peer lacks something that is not on its way.
+    fn not_sent(&self) -> Vec<StreamKey> {
+        let slot = self.shared.peers.get(&self.peer);
+        let lacked = slot.map(|slot| shipping::lacked_by(&self.shared, &self.peer, &slot)).unwrap_or_default();
+        let told = self.waiting.iter().chain(&self.overdue).chain(&self.changed).chain(&self.shipping);
+        let all: BTreeSet<StreamKey> = told.copied().chain(lacked).collect();
+        all.into_iter().collect()
     }
 
     /// The peer is told to take what has changed of a stream since its cursor.
@@ -570,9 +583,10 @@ impl Outbound {
 
     /// What is due stays so until the peer has it.
     fn take_up_shipments(&mut self) {
-        let gate = self.gate();
+        let (gate, known) = (self.gate(), self.shared.catalog.known());
         let due = self.shared.shipping.due_to(&self.peer).into_iter();
-        self.changed.extend(due.filter(|stream| !self.shipping.contains(stream) && gate.passes(stream.0)));
+        let may_go = |stream: &StreamKey| known.ship_interval(stream.0).is_some() && gate.passes(stream.0);
+        self.changed.extend(due.filter(|stream| !self.shipping.contains(stream) && may_go(stream)));
     }
 
     fn beat(&self, outgoing: &Outgoing) {

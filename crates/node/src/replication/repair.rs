@@ -307,9 +307,8 @@ impl Repair {
                 self.ask_again_of(moved, stream);
             }
             Ok(()) => {
-                // What another has to give that no stream brings is still to come: only what it had written is here by now.
-                let is_open = |other: &Region, wanted: Extent| other != from && wanted == Extent::Complete;
-                self.shared.wanted.lock().retain(|(other, at), wanted| *at != stream || is_open(other, *wanted));
+                // What others have to give is still to come: what no stream brings, and what they have stated.
+                self.shared.wanted.lock().remove(&(from.clone(), stream));
                 // All of them, since the cursors moved past statements, too.
                 self.ask_again_of(self.shared.peers.all().keys(), stream);
             }
@@ -345,9 +344,14 @@ impl Repair {
         }
     }
 
-    fn forget_others(&mut self, from: &Region, stream: StreamKey) {
-        let others = self.transfers.keys().filter(|(other, at)| *at == stream && other != from);
-        for (other, _) in others.cloned().collect::<Vec<_>>() {
+    /// Of changes nothing is ever taken away: only complete states start over for them.
+    fn forget_others(&mut self, from: &Region, stream: StreamKey, for_changes: bool) {
+        let others = self
+            .transfers
+            .iter()
+            .filter(|((other, at), begun)| *at == stream && other != from && (begun.heard.is_none() || !for_changes));
+        let others: Vec<_> = others.map(|(key, _)| key.clone()).collect();
+        for (other, _) in others {
             self.forget_transfer(&other, stream);
         }
     }
@@ -395,6 +399,7 @@ impl Repair {
             learn(&self.shared, rows)?;
             let sound = (chunk.keyspace, chunk.shard) == stream
                 && chunk.changes == of_changes
+                && self.is_its_own(from, &chunk)
                 && chunk.start == start
                 && chunk.end.as_ref().is_none_or(|end| *end > start);
             if !sound {
@@ -410,7 +415,8 @@ impl Repair {
                 self.shared.completing.pin(from, stream, begun.pin.clone());
                 first_stated = Some(stated_with(&chunk));
             }
-            is_empty &= chunk.records.is_empty() && chunk.ledger.is_empty();
+            let has_records = !chunk.records.is_empty();
+            is_empty &= !has_records && chunk.ledger.is_empty();
             let end = chunk.end.clone();
             match self.merge(from, stream, chunk, begun.clone()).await? {
                 ChunkTaken::Merged => {}
@@ -426,7 +432,9 @@ impl Repair {
                 counters.state_chunks_in.add(1);
             }
             // This state may have brought back what another, older or newer, took away in its range: that starts over.
-            self.forget_others(from, stream);
+            if has_records || !of_changes {
+                self.forget_others(from, stream, of_changes);
+            }
             self.paused_since.remove(&key);
             if planted::is(planted::Bug::PinAtLast)
                 && let Some(before) = self.transfers.get_mut(&key)
@@ -446,9 +454,18 @@ impl Repair {
         self.finish(stream, done.pin, heard.map(|heard| (from.clone(), heard)), is_empty).await?;
         self.transfers.remove(&key);
         if let (Some(at), Some(slot)) = (asked_at, self.shared.peers.get(from)) {
-            slot.link.lock().note_fresh(stream, at);
+            slot.link.lock().note_state(stream, at);
         }
         Ok(())
+    }
+
+    /// Whether what a chunk says of its sender's own stream can be.
+    fn is_its_own(&self, from: &Region, chunk: &isle_store::StateChunk) -> bool {
+        let Some(dot) = chunk.last_own else { return true };
+        let tree = self.shared.store.tree();
+        let own = chunk.absorbed.iter().find(|(region, _)| region == from);
+        let is_absorbed = own.is_some_and(|(_, own)| own.covers(dot, tree.shard(chunk.shard)));
+        tree.region(dot.incarnation) == Some(from) && is_absorbed
     }
 
     async fn ask_state(

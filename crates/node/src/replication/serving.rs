@@ -115,9 +115,24 @@ pub(crate) fn serve_state(shared: &Shared, ask: &StateRequest) -> Result<StateRe
         Some(after) => shared.store.changes_chunk(ask.keyspace, ask.shard, &ask.start, after, limit),
     };
     let chunk: StateChunk = chunk.map_err(|error| PeerError::NotReady { reason: error.to_string() })?;
+    // Asked once the chunk is read: a tombstone that was gone by then went on the word of what was stated by then.
+    if let Some(after) = &ask.changes_after
+        && has_lost_more(shared, ask, after)
+    {
+        shared.offers.lock().insert((ask.asker.clone(), (ask.keyspace, ask.shard)));
+        let reason = format!("{} once had more than it has: a complete state comes first", ask.asker);
+        return Err(PeerError::NotReady { reason });
+    }
     // Read after the chunk: they name everything that it does.
     let rows = shared.store.tree().rows().map(|(incarnation, row)| (incarnation, row.clone())).collect();
     Ok(StateReply { rows, chunk })
+}
+
+/// Whether the asker has stated to have more of this region's writes than its cursor says: its disk was restored, which it may not know.
+fn has_lost_more(shared: &Shared, ask: &StateRequest, after: &Vector) -> bool {
+    let (streams, tree) = (shared.store.streams(ask.keyspace, ask.shard), shared.store.tree());
+    let stated = streams.stated_by(&ask.asker).and_then(|stated| stated.get(shared.me()));
+    stated.is_some_and(|stated| !after.covers_all(stated, tree.shard(ask.shard)))
 }
 
 fn check(shared: &Shared, asker: &Region, stream: StreamKey, asker_is_behind: bool) -> Result<(), PeerError> {
